@@ -1,0 +1,34 @@
+# Two commands: `make train` runs the main job, `make test` passes the tests. Each sets up .venv on its first run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train train-smollm2 test lint format bench clean
+
+train: $(READY)
+	$(BIN)/fgrpo train configs/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
+
+# torch first and exactly: a bare `torch` would bring gigabytes of CUDA to a machine that has none.
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info fgrpo_kernels/*.so

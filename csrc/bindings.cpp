@@ -1,0 +1,146 @@
+// The only file that knows Python: turns buffers into spans, names into enums, and releases the interpreter
+// lock. Sizes, values and overlaps are checked by the core. std::invalid_argument and NotEncodable arrive as
+// ValueError.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "delta_codec.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace fgrpo {
+namespace {
+
+// A contiguous buffer whose items have one of the formats of the buffer protocol ("f": float32). `name` is
+// for errors.
+py::buffer_info contiguous(const py::handle& object, const std::string& name, const std::string& formats,
+                           bool writable) {
+    if (!PyObject_CheckBuffer(object.ptr())) {
+        throw py::type_error(name + " must be a buffer, got " + std::string(py::str(py::type::of(object))));
+    }
+    py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request(writable);
+    const std::string format = info.format.substr(info.format.find_first_not_of("<=@"));
+    if (format.size() != 1 || formats.find(format) == std::string::npos) {
+        throw py::type_error(name + " must hold items of format '" + formats + "', got '" + info.format +
+                             "'");
+    }
+    py::ssize_t stride = info.itemsize;
+    for (py::ssize_t axis = info.ndim; axis-- > 0; stride *= info.shape[axis]) {
+        if (info.shape[axis] > 1 && info.strides[axis] != stride)
+            throw py::value_error(name + " must be contiguous");
+    }
+    if (reinterpret_cast<std::uintptr_t>(info.ptr) % static_cast<std::size_t>(info.itemsize) != 0) {
+        throw py::value_error(name + " must be aligned to its items");
+    }
+    return info;
+}
+
+template <typename T>
+std::span<T> span_of(const py::buffer_info& info) {
+    return {static_cast<T*>(info.ptr), static_cast<std::size_t>(info.size)};
+}
+
+// float32 items, or bfloat16 bits as 16-bit unsigned integers.
+Values values_of(const py::buffer_info& info) {
+    if (info.itemsize == sizeof(float)) return span_of<const float>(info);
+    return span_of<const bfloat16>(info);
+}
+
+Format format_of(const std::string& codec, std::size_t block) { return {codec_named(codec), block}; }
+
+void encode_buffers(const py::object& updated, const py::object& base, const py::object& residual,
+                    const std::string& codec, std::size_t block, const std::string& rounding,
+                    std::uint64_t seed, const py::object& codes, const py::object& scales, int num_threads) {
+    const py::buffer_info updated_info = contiguous(updated, "new", "fH", false);
+    std::optional<py::buffer_info> base_info, residual_info;
+    std::optional<Values> base_values;
+    std::span<float> residual_span;
+    if (!base.is_none()) base_values = values_of(base_info.emplace(contiguous(base, "base", "fH", false)));
+    if (!residual.is_none()) {
+        residual_span = span_of<float>(residual_info.emplace(contiguous(residual, "residual", "f", true)));
+        // The core takes an empty residual for none; here None says that, so an empty one must fit too.
+        if (residual_info->size != updated_info.size) {
+            throw py::value_error("encode: residual has " + std::to_string(residual_info->size) +
+                                  " values, new has " + std::to_string(updated_info.size) +
+                                  "; was it made for another model?");
+        }
+    }
+    const py::buffer_info codes_info = contiguous(codes, "codes", "B", true);
+    const py::buffer_info scales_info = contiguous(scales, "scales", "H", true);
+    const Format format = format_of(codec, block);
+    const Rounding how = rounding_named(rounding);
+    const py::gil_scoped_release released;
+    encode(values_of(updated_info), base_values, residual_span, format, how, seed,
+           span_of<std::uint8_t>(codes_info), span_of<bfloat16>(scales_info), num_threads);
+}
+
+// A payload and the views that keep its buffers in place.
+struct HeldPayload {
+    HeldPayload(const py::handle& codes, const py::handle& scales, const std::string& codec,
+                std::size_t block, std::size_t size)
+        : codes(contiguous(codes, "codes", "B", false)),
+          scales(contiguous(scales, "scales", "H", false)),
+          payload{format_of(codec, block), size, span_of<const std::uint8_t>(this->codes),
+                  span_of<const bfloat16>(this->scales)} {}
+
+    py::buffer_info codes, scales;
+    Payload payload;
+};
+
+void decode_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
+                    std::size_t block, std::size_t size, const py::object& out, int num_threads) {
+    const HeldPayload held(codes, scales, codec, block, size);
+    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::gil_scoped_release released;
+    decode(held.payload, span_of<float>(out_info), num_threads);
+}
+
+using PayloadTuple = std::tuple<py::object, py::object, std::string, std::size_t, std::size_t>;
+
+void aggregate_buffers(const std::vector<PayloadTuple>& payload_tuples, const std::vector<float>& weights,
+                       const py::object& out, int num_threads) {
+    std::vector<HeldPayload> held;
+    std::vector<Payload> payloads;
+    held.reserve(payload_tuples.size());
+    for (const auto& [codes, scales, codec, block, size] : payload_tuples) {
+        payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
+    }
+    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::gil_scoped_release released;
+    aggregate(payloads, weights, span_of<float>(out_info), num_threads);
+}
+
+void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
+                   std::size_t block, std::size_t size, int num_threads) {
+    const HeldPayload held(codes, scales, codec, block, size);
+    const py::gil_scoped_release released;
+    check(held.payload, num_threads);
+}
+
+}  // namespace
+}  // namespace fgrpo
+
+PYBIND11_MODULE(_C, module) {
+    using namespace fgrpo;
+    module.doc() =
+        "The delta codec in C++. Use fgrpo_kernels.codec, which takes tensors; here everything is a buffer.";
+    module.def("encode", &encode_buffers, py::arg("new"), py::arg("base").none(true),
+               py::arg("residual").none(true), py::arg("codec"), py::arg("block"), py::arg("rounding"),
+               py::arg("seed"), py::arg("codes"), py::arg("scales"), py::arg("num_threads"));
+    module.def("decode", &decode_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
+               py::arg("block"), py::arg("size"), py::arg("out"), py::arg("num_threads"));
+    module.def("aggregate", &aggregate_buffers, py::arg("payloads"), py::arg("weights"), py::arg("out"),
+               py::arg("num_threads"));
+    module.def("check", &check_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
+               py::arg("block"), py::arg("size"), py::arg("num_threads"));
+    module.def("code_bytes", [](const std::string& codec, std::size_t block, std::size_t size) {
+        return code_bytes(format_of(codec, block), size);
+    });
+    module.def("scale_count", [](const std::string& codec, std::size_t block, std::size_t size) {
+        return scale_count(format_of(codec, block), size);
+    });
+    module.def("available_threads", &available_threads);
+    module.def("simd_levels", &simd_levels);
+    module.def("use_simd", &use_simd);
+}

@@ -1,0 +1,106 @@
+// The delta codec: a flat float32 model delta as 8, 4 or 2 bits a parameter, and the weighted mean of many
+// such payloads. This header is the whole contract; it needs neither Python nor Torch.
+//
+// Format. A delta of `size` values is cut into blocks of `block` values (a power of two, 32 to 1024). A block
+// has one scale and one signed code a value; value = code * scale, which is exact in float32.
+//
+//   codec   code range   bytes of a block   byte i of a block holds, from its low bits up, the codes of
+//   values int8    -127..127    block              i int4    -7..7        block / 2          i, i + block/2
+//   int2    -1..1        block / 4          i, i + block/4, i + block/2, i + 3*block/4
+//   none    exact        4 a value          little-endian float32, unpadded, without scales or blocks
+//
+// Codes are two's complement. The last block is padded with codes of 0. A scale is a bfloat16: the block's
+// largest magnitude over the largest code, rounded up. It is 0, and so are the block's codes, where it would
+// be subnormal (magnitudes below 1.5e-36 for int8); so values from 1e-30 to 1e30 keep the same relative
+// error.
+//
+// Memory. Callers own every span; nothing is kept after a call. Outputs must have exactly the size named here
+// and may not overlap the inputs. Spans of float and bfloat16 must be aligned to their type. No function
+// allocates memory in proportion to `size`.
+//
+// Errors. Wrong sizes, formats, weights and overlaps throw std::invalid_argument; data that cannot be encoded
+// throws NotEncodable. Every argument is checked before the first byte of output is written, so after a throw
+// `residual` and `out` are as they were (`codes` and `scales` may hold anything).
+//
+// Bits. float32 arithmetic, never contracted to fused multiply-add, in the default rounding mode whatever the
+// caller's: the result depends neither on the thread count nor on the instruction set. `threads` is the most
+// threads to use; 0 means every core that the process may run on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace fgrpo {
+
+enum class bfloat16 : std::uint16_t {};  // the upper half of a float32's bits
+
+enum class Codec { int8, int4, int2, none };
+enum class Rounding { nearest, stochastic };
+
+struct Format {
+    Codec codec;
+    std::size_t block;
+};
+
+struct Payload {
+    Format format;
+    std::size_t size;  // values, without padding
+    std::span<const std::uint8_t> codes;
+    std::span<const bfloat16> scales;
+};
+
+using Values = std::variant<std::span<const float>, std::span<const bfloat16>>;
+
+// A value to encode is NaN, infinite, or larger than 2^127 in magnitude. `index` is the first such value's.
+struct NotEncodable : std::domain_error {
+    NotEncodable(const std::string& what, std::size_t index) : std::domain_error(what), index(index) {}
+    std::size_t index;
+};
+
+// "int8" -> Codec::int8, "stochastic" -> Rounding::stochastic; an unknown name is an error that lists the
+// known ones.
+Codec codec_named(std::string_view name);
+Rounding rounding_named(std::string_view name);
+
+// The lengths of Payload::codes and Payload::scales for `size` values.
+std::size_t code_bytes(Format format, std::size_t size);
+std::size_t scale_count(Format format, std::size_t size);
+
+// Quantises delta = updated - base + residual in one pass over memory. `base` is optional. An empty
+// `residual` means none; otherwise it has updated's size and on return holds delta - decoded, to be passed to
+// the next call (error feedback). Because that overwrites an input, a call with a residual first reads its
+// inputs once to find values that cannot be encoded. Rounding is to the nearest code, ties to even; or
+// stochastic: floor(delta/scale + u), where u in [0, 1) is the upper 24 bits of word i % 4 of Philox4x32-10
+// with counter i / 4 and key `seed`, for value i. `none` rounds nothing.
+void encode(const Values& updated, const std::optional<Values>& base, std::span<float> residual,
+            Format format, Rounding rounding, std::uint64_t seed, std::span<std::uint8_t> codes,
+            std::span<bfloat16> scales, int threads = 0);
+
+// out[i] = code * scale. Codes and scales that encode() never writes (code -128, scale NaN) have no effect
+// but on the values they stand for; see check().
+void decode(const Payload& payload, std::span<float> out, int threads = 0);
+
+// out[i] = sum over k of (weights[k] * scale) * code, added in the order of the list, one pass over memory.
+// Payloads must have equal sizes; their codecs and blocks may differ. For `none` a term is weights[k] *
+// value. Weights must be finite; they need not sum to 1.
+void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
+               int threads = 0);
+
+// Throws std::invalid_argument, naming the first fault, unless every byte is one that encode() could have
+// written: codes in range, scales finite, not negative and small enough for float32, padding 0.
+void check(const Payload& payload, int threads = 0);
+
+// The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best
+// is chosen at first use; results are the same with each. use_simd returns the previous one; an unknown name
+// throws.
+std::vector<std::string> simd_levels();
+std::string use_simd(const std::string& name);
+
+}  // namespace fgrpo

@@ -1,0 +1,44 @@
+// What the format says about sizes and single codes, shared by the functions of delta_codec.h.
+#pragma once
+
+#include <string>
+
+#include "delta_codec.h"
+
+namespace fgrpo {
+
+// Bits of a code: 8, 4, 2, or 32 for `none`. The quantising codecs' tables are indexed by the enum's value.
+std::size_t code_bits(Codec codec);
+
+// Bytes of codes before value `first`, which starts a block.
+inline std::size_t code_offset(Format format, std::size_t first) {
+    return first / 8 * code_bits(format.codec);
+}
+
+inline std::size_t blocks_of(Format format, std::size_t size) {
+    return (size + format.block - 1) / format.block;
+}
+
+// The code of value `index` of a quantised payload, with its sign.
+int code_at(const Payload& payload, std::size_t index);
+
+// The largest code, and the bits of the largest scale that encode() writes.
+int largest_code(Codec codec);
+std::uint16_t largest_scale(Codec codec);
+
+// Throw std::invalid_argument beginning with `where`, e.g. "aggregate: payload 3".
+void require_format(const std::string& where, Format format);
+void require_lengths(const std::string& where, const Payload& payload);
+
+// The shortest decimal that reads back as the same float32.
+std::string text(float value);
+
+template <typename A, typename B>
+bool overlap(std::span<A> a, std::span<B> b) {
+    const auto first_a = reinterpret_cast<std::uintptr_t>(a.data()),
+               first_b = reinterpret_cast<std::uintptr_t>(b.data());
+    return first_a < first_b + b.size_bytes() && first_b < first_a + a.size_bytes() && !a.empty() &&
+           !b.empty();
+}
+
+}  // namespace fgrpo

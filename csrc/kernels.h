@@ -1,0 +1,63 @@
+// The inner loops, which work on one tile at a time: small enough to stay in the first-level cache.
+// kernels.cpp is compiled once per instruction set; simd.cpp picks one table when the program runs.
+//
+// Legend: N values of a tile, `blocks` whole blocks that cover them (N rounded up; callers pad with zeros).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fgrpo {
+
+enum class bfloat16 : std::uint16_t;
+
+// A multiple of the largest block. Eight clients' tiles and the sum fit in 32 KB.
+inline constexpr std::size_t kTile = 2048;
+inline constexpr std::size_t kSmallestBlock = 32;
+inline constexpr std::size_t kLargestBlock = 1024;
+inline constexpr std::size_t kTileBlocks = kTile / kSmallestBlock;  // at most
+
+// The bits of 2^127. Beyond it a scale rounded up could decode to infinity; as integers, the bits of larger
+// numbers, of infinity and of NaN all compare greater.
+inline constexpr std::uint32_t kLargestMagnitude = 0x7f000000u;
+
+struct Kernels {
+    const char* name;
+
+    // delta[i] = (updated[i] - base[i]) + residual[i] for i < N; base and residual may be null.
+    // [updated: 0 float32, 1 bfloat16][base: 0 float32, 1 bfloat16]
+    void (*delta[2][2])(const void* updated, const void* base, const float* residual, std::size_t N,
+                        float* delta);
+
+    // peaks[b] = the largest |delta| in block b, as float32 bits.
+    void (*peaks)(const float* delta, std::size_t block, std::size_t blocks, std::uint32_t* peaks);
+
+    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 4.
+    void (*uniform)(std::uint64_t seed, std::uint64_t first, std::size_t N, float* uniform);
+
+    // Scales from peaks, codes from delta; `uniform` null means nearest. Where `error` is not null,
+    // error[i] = delta[i] - code * scale (in place is fine). [codec]
+    void (*quantise[3])(const float* delta, const std::uint32_t* peaks, const float* uniform,
+                        std::size_t block, std::size_t blocks, std::uint8_t* codes, bfloat16* scales,
+                        float* error);
+
+    // sum[i] += (weight * scale) * code, over whole blocks. [codec]
+    void (*accumulate[3])(const std::uint8_t* codes, const bfloat16* scales, float weight, std::size_t block,
+                          std::size_t blocks, float* sum);
+
+    // sum[i] += weight * value[i] for i < N; `values` are float32 bytes of any alignment.
+    void (*accumulate_exact)(const std::uint8_t* values, float weight, std::size_t N, float* sum);
+
+    // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread
+    // reads.
+    void (*stream)(const float* tile, std::size_t N, float* out);
+    void (*fence)();
+
+    // Whether a byte holds the one code that is out of range (-128, -8 or -2). [codec]
+    bool (*out_of_range[3])(const std::uint8_t* codes, std::size_t bytes);
+};
+
+// The table in use.
+const Kernels& kernels();
+
+}  // namespace fgrpo

@@ -1,0 +1,17 @@
+"""Federated averaging (McMahan et al., 2017, arXiv 1602.05629)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fgrpo.aggregation.base import normalised
+from fgrpo.records import ClientHistory, Report
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """`w_k ~ n_k`, the sequences that a client trained on."""
+
+    def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
+        return normalised([report.sequences for report in reports])

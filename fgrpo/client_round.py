@@ -1,0 +1,50 @@
+"""A client's whole part in a round: train from the global model, compress the difference, tell how it went.
+
+Engines differ only in how they bring the arguments here and take the result away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fgrpo.clients import Client
+from fgrpo.config import Config
+from fgrpo.errors import TrainingError
+from fgrpo.local_training import train_locally
+from fgrpo.parameters import Manifest, fingerprint, flatten, load_flat
+from fgrpo.payload import Header, pack
+from fgrpo.policy import Policy
+from fgrpo.records import Reply
+from fgrpo.stopwatch import Stopwatch
+from fgrpo_kernels.codec import encode
+
+
+def client_round(
+    client: Client,
+    policy: Policy,
+    params_P: Tensor,
+    residual_P: Tensor | None,
+    round_number: int,
+    config: Config,
+    stopwatch: Stopwatch,
+) -> Reply:
+    """Return the client's reply to a round.
+
+    Args:
+        params_P: float32, the global parameters; left as they are.
+        residual_P: float32, what compression lost in earlier rounds, or None without error feedback. It is updated in
+            place, and only once nothing can fail any more.
+    """
+    load_flat(policy.model, params_P)
+    report = train_locally(policy, client, config, round_number, stopwatch)
+    with stopwatch("encode"):
+        codec = config.codec
+        try:
+            delta = encode(flatten(policy.model), params_P, codec=codec.codec, block=codec.block, residual=residual_P)
+        except ValueError as error:
+            raise TrainingError(f"client {client.name}: training diverged: {error}; is train.lr too high?") from None
+        header = Header(client.name, round_number, Manifest.of(policy.model).hash, fingerprint(params_P))
+        payload = pack(delta, header)
+    return Reply(client.name, replace(report, seconds=dict(stopwatch.seconds)), payload)

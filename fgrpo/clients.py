@@ -1,0 +1,106 @@
+"""The data owners: which prompts each draws, and in which scale it measures reward."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from fgrpo.config import ClientConfig, Config, PartitionConfig
+from fgrpo.errors import ConfigError
+from fgrpo.records import Example
+from fgrpo.seeds import derive_seed
+from fgrpo.tasks import Curriculum, make_task
+from fgrpo.tasks.dataset import DatasetTask, check_columns, load_rows
+from fgrpo.tasks.rewards import reward_by_name
+
+
+@dataclass(frozen=True)
+class Question:
+    """An example together with the curriculum that scores it."""
+
+    curriculum: Curriculum
+    example: Example
+
+
+@dataclass(frozen=True)
+class Client:
+    """A data owner. Its prompts never leave it; only reports and payloads do."""
+
+    name: str
+    curricula: tuple[Curriculum, ...]
+    task_weights: tuple[float, ...]
+    reward_scale: float
+    seed: int
+
+    def draw(self, start: int, number: int) -> list[Question]:
+        """Return training questions `start` to `start + number` of this client's endless stream."""
+        return [self._question(index) for index in range(start, start + number)]
+
+    def _question(self, index: int) -> Question:
+        choice = random.Random(derive_seed(self.seed, index))
+        (curriculum,) = choice.choices(self.curricula, self.task_weights)
+        return Question(curriculum, curriculum.training_example(index))
+
+    def held_out(self) -> list[Question]:
+        """Return the held-out questions of all its tasks; training never sees them."""
+        return [Question(c, example) for c in self.curricula for example in c.held_out]
+
+    def reward(self, question: Question, completion: str) -> float:
+        """Return the reward of a completion in this client's own scale."""
+        return self.reward_scale * question.curriculum.score(question.example, completion)
+
+
+def make_clients(config: Config) -> list[Client]:
+    """Build the clients that a configuration describes, in its order."""
+    if bool(config.clients) == (config.partition is not None):
+        raise ConfigError("the configuration needs either clients: or partition:, exactly one of them")
+    if config.partition is not None:
+        return _partitioned(config.partition, config)
+    return [_from_tasks(name, client, config) for name, client in config.clients.items()]
+
+
+def _from_tasks(name: str, client: ClientConfig, config: Config) -> Client:
+    if not client.tasks:
+        raise ConfigError(f"client {name}: it has no tasks")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"clients: the name {name!r} also names a file; use letters, digits, '_', '.' and '-'")
+    seed = derive_seed(config.seed, name)
+    share = -(-config.evaluation.prompts // len(client.tasks))
+    curricula = [Curriculum(make_task(task, derive_seed(seed, i)), share) for i, task in enumerate(client.tasks)]
+    return Client(name, tuple(curricula), tuple(task.weight for task in client.tasks), client.reward_scale, seed)
+
+
+def _partitioned(partition: PartitionConfig, config: Config) -> list[Client]:
+    """Split one dataset into clients; held-out prompts come from each client's own share."""
+    task = partition.task
+    if task.dataset is None:
+        raise ConfigError("partition.task: only a dataset can be partitioned; set partition.task.dataset")
+    splitter, rows = _splitter(partition, config.seed), load_rows(task)
+    if partition.column is not None:
+        check_columns(rows, task.dataset, partition.column)
+    splitter.dataset = rows
+    reward = reward_by_name(task.reward or "exact_match")
+    clients = []
+    for number in range(splitter.num_partitions):
+        name = f"client-{number}"
+        seed = derive_seed(config.seed, name)
+        part = DatasetTask(f"{task.dataset}[{number}]", splitter.load_partition(number), task, seed, reward)
+        clients.append(Client(name, (Curriculum(part, config.evaluation.prompts),), (1.0,), 1.0, seed))
+    return clients
+
+
+def _splitter(partition: PartitionConfig, seed: int):  # type: ignore[no-untyped-def]
+    try:
+        from flwr_datasets import partitioner as by
+    except ImportError:
+        raise ConfigError("partition: needs flwr-datasets: pip install 'fgrpo[tasks]'") from None
+    if partition.scheme == "iid":
+        return by.IidPartitioner(partition.clients)
+    if partition.column is None:
+        raise ConfigError(f"partition.scheme {partition.scheme} needs partition.column")
+    if partition.scheme == "column":
+        return by.NaturalIdPartitioner(partition.column)
+    return by.DirichletPartitioner(
+        partition.clients, partition.column, alpha=partition.alpha, min_partition_size=8, self_balancing=False, seed=seed
+    )

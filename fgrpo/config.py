@@ -1,0 +1,253 @@
+"""The configuration of a run: typed, read from YAML, every key overridable on the command line.
+
+A field's docstring is its help text. Nothing here builds or loads anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Prompts with a verifiable reward: a reasoning-gym task, or a Hugging Face dataset.
+
+    Args:
+        reasoning_gym: name of a reasoning-gym task, for example `chain_sum`.
+        params: parameters of that task.
+        dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
+        subset: the dataset's configuration name, where it has several.
+        split: the dataset's split that both training and held-out prompts are drawn from.
+        prompt_column: column with the prompt.
+        answer_column: column with the reference answer.
+        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` called as
+            `function(completion, answer)`; null means the task's own verifier (reasoning-gym) or `exact_match`.
+        weight: share of this task in its client's mixture.
+    """
+
+    reasoning_gym: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    reward: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """One data owner: a mixture of tasks, and the scale in which it happens to measure reward.
+
+    Args:
+        tasks: the client's tasks; prompts are drawn in proportion to their weights.
+        reward_scale: factor on every reward of this client.
+    """
+
+    tasks: list[TaskConfig]
+    reward_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """Splits one dataset into clients with the partitioners of flwr-datasets.
+
+    Args:
+        task: the dataset to split.
+        clients: number of clients (ignored by `column`, which makes one client per value).
+        scheme: `iid`, `dirichlet` (label skew over `column`), or `column` (one client per value of `column`).
+        column: the column that `dirichlet` and `column` look at.
+        alpha: concentration of `dirichlet`; smaller is more skewed.
+    """
+
+    task: TaskConfig
+    clients: int = 4
+    scheme: Literal["iid", "dirichlet", "column"] = "iid"
+    column: str | None = None
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of all parameters.
+
+    Args:
+        rank: rank of the adapters.
+        alpha: scale of the adapters; the update is multiplied by alpha / rank.
+        dropout: dropout on the adapters' input.
+        target_modules: module names to adapt, or `all-linear`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled.
+
+    Args:
+        prompts_per_step: different prompts in a rollout batch.
+        group_size: completions per prompt; advantages are relative within this group.
+        max_new_tokens: length limit of a completion, in tokens.
+        temperature: sampling temperature; the loss uses the same.
+        system_prompt: put before every prompt, where the chat template has a place for it.
+    """
+
+    prompts_per_step: int = 16
+    group_size: int = 8
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """GRPO on one client between two rounds.
+
+    Args:
+        local_steps: rollout batches per round.
+        updates_per_rollout: optimisation passes over each rollout batch; from the second on, the clipped ratio works.
+        minibatches: optimiser steps per pass; the rollout batch is cut into this many parts by whole groups.
+        lr: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
+        clip_low: the ratio's lower clip range.
+        clip_high: the ratio's upper clip range.
+        level: importance ratio per token (GRPO) or per sequence (GSPO).
+        reduction: how token losses are weighted; see `fgrpo_kernels.token_weights`.
+        advantage_scale: divide advantages by the standard deviation of the group, of the batch, or not at all (Dr. GRPO).
+        baseline: subtract the group's mean, or the mean of the other completions (RLOO).
+        beta: weight of the KL penalty towards the starting model.
+        entropy_coef: weight of the entropy bonus.
+    """
+
+    local_steps: int = 4
+    updates_per_rollout: int = 1
+    minibatches: int = 1
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    level: Literal["token", "sequence"] = "token"
+    reduction: Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo"] = "dapo"
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    beta: float = 0.0
+    entropy_coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """How a client's delta is compressed.
+
+    Args:
+        codec: `int8`, `int4`, or `none` for float32.
+        block: parameters that share one 16-bit scale; a power of two from 32 to 1024.
+        error_feedback: add what rounding lost to the client's next delta.
+    """
+
+    codec: Literal["int8", "int4", "none"] = "int4"
+    block: int = 64
+    error_feedback: bool = True
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """How clients are weighed. See `docs/aggregation.md`.
+
+    Args:
+        rule: `fgrpo`, `fedavg`, `uniform` or `reward`.
+        tau: fgrpo: temperature of the weights; smaller follows the gain more sharply.
+        clip: fgrpo: bound on the relative gain.
+        cap: fgrpo: the largest weight that one client may have (at least 1/K).
+        decay: how much of a client's baseline survives a round.
+        scale: fgrpo: what makes a gain relative: the client's own baseline, or its own running deviation.
+    """
+
+    rule: Literal["fgrpo", "fedavg", "uniform", "reward"] = "fgrpo"
+    tau: float = 1.0
+    clip: float = 1.0
+    cap: float = 0.5
+    decay: float = 0.7
+    scale: Literal["baseline", "deviation"] = "baseline"
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the server applies the aggregated delta.
+
+    Args:
+        optimizer: `plain` adds it, `momentum` is Nesterov's (as in DiLoCo), `adam` is FedAdam.
+        lr: the server's learning rate.
+        momentum: momentum of `momentum`, first-moment decay of `adam`.
+        beta2: second-moment decay of `adam`.
+        eps: added to the root of `adam`'s second moment.
+    """
+
+    optimizer: Literal["plain", "momentum", "adam"] = "plain"
+    lr: float = 1.0
+    momentum: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy accuracy of the global model on each client's held-out prompts.
+
+    Args:
+        prompts: held-out prompts per client; they never appear in its training.
+        every: rounds between evaluations; the model is always evaluated before the first and after the last round.
+        batch_size: prompts decoded at once.
+    """
+
+    prompts: int = 64
+    every: int = 0
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """A federated GRPO run.
+
+    Args:
+        model: `tiny` (ships with the package), a hub id, or a folder.
+        gguf_file: name of a GGUF file inside the model folder or hub repository.
+        dtype: number format of the model's weights.
+        device: `auto` takes the accelerator if there is one.
+        lora: train low-rank adapters; null trains all parameters.
+        clients: the data owners, by name.
+        partition: or one dataset, split into clients.
+        rollout: how completions are sampled.
+        train: GRPO on one client.
+        codec: compression of deltas.
+        aggregation: how clients are weighed.
+        server: how the global model moves.
+        evaluation: held-out accuracy.
+        rounds: federated rounds.
+        seed: seed of everything random.
+        output_dir: folder of the run; null makes a new one under `runs/`.
+    """
+
+    model: str = "tiny"
+    gguf_file: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    lora: LoraConfig | None = None
+    clients: dict[str, ClientConfig] = field(default_factory=dict)
+    partition: PartitionConfig | None = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    rounds: int = 10
+    seed: int = 0
+    output_dir: str | None = None

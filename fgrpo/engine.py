@@ -1,0 +1,49 @@
+"""The two neighbours of the federated loop: where clients live, and who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from fgrpo.parameters import Manifest
+from fgrpo.records import Evaluation, Failure, Record, Reply, ServerState
+
+
+class Engine(Protocol):
+    """Where clients live: in this process (`fgrpo.in_process`) or on other machines."""
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """The clients' names."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """The parameters that are trained."""
+        ...
+
+    def train(self, state: ServerState) -> tuple[Iterable[Reply | Failure], Mapping[str, Tensor]]:
+        """Have every client train from the global model.
+
+        Returns:
+            The replies in any order, and the new compression residuals of those clients that leave theirs here.
+        """
+        ...
+
+    def evaluate(self, state: ServerState) -> Iterable[Evaluation]:
+        """Evaluate the global model on every client's held-out prompts."""
+        ...
+
+
+class Observer(Protocol):
+    """Who watches a run: the progress display, the writers of metrics."""
+
+    def stage(self, who: str, stage: str) -> None:
+        """A stage begins, at a client or at the `server`."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """Something was measured. Records of one round are only on disk once the round is whole."""
+        ...

@@ -1,0 +1,91 @@
+"""One round, top to bottom; then many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fgrpo.aggregation import gains, make_rule, updated_history
+from fgrpo.config import Config
+from fgrpo.engine import Engine, Observer
+from fgrpo.errors import RunError
+from fgrpo.parameters import fingerprint
+from fgrpo.records import Accepted, Record, RoundSummary, ServerState
+from fgrpo.run_folder import RunFolder
+from fgrpo.server import server_step
+from fgrpo.stopwatch import Stopwatch
+from fgrpo.validation import sort_replies
+from fgrpo_kernels.codec import aggregate
+
+
+def play_round(
+    state: ServerState, engine: Engine, config: Config, observer: Observer
+) -> tuple[ServerState, RoundSummary, list[Accepted]]:
+    """Send the global model to every client, weigh what comes back, and step along its weighted mean."""
+    number, stopwatch = state.round + 1, Stopwatch(lambda stage: observer.stage("server", stage))
+    with stopwatch("clients"):
+        replies, residuals = engine.train(state)
+    with stopwatch("validate"):
+        accepted, quarantined = sort_replies(
+            replies, engine.clients, number, engine.manifest, base=fingerprint(state.params_P)
+        )
+        if not accepted:
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in quarantined.items())
+            raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
+    with stopwatch("aggregate"):
+        reports = [reply.report for reply in accepted]
+        weights = make_rule(config.aggregation)(reports, state.history)
+        mean_delta_P = aggregate([reply.delta for reply in accepted], weights)
+    with stopwatch("server_step"):
+        params_P, optimizer = server_step(state.params_P, mean_delta_P, state.optimizer, config.server)
+
+    clients = [report.client for report in reports]
+    new_state = ServerState(
+        round=number,
+        params_P=params_P,
+        optimizer=optimizer,
+        history=updated_history(state.history, reports, config.aggregation.decay),
+        residuals={**state.residuals, **{client: residuals[client] for client in clients if client in residuals}},
+    )
+    summary = RoundSummary(
+        round=number,
+        weights=dict(zip(clients, weights, strict=True)),
+        gains=dict(zip(clients, gains(config.aggregation, reports, state.history), strict=True)),
+        quarantined=quarantined,
+        uplink_bytes={reply.report.client: len(reply.payload) for reply in accepted},
+        dense_bytes=4 * engine.manifest.size,
+        update_norm=torch.linalg.vector_norm(params_P - state.params_P).item(),
+        seconds=dict(stopwatch.seconds),
+    )
+    return new_state, summary, accepted
+
+
+def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
+    """Play rounds until `config.rounds` are complete; after each, the folder holds all that the next one needs."""
+    if not folder.rounds():
+        _close_round(state, [], [], engine, config, folder, observer)
+    while state.round < config.rounds:
+        state, summary, accepted = play_round(state, engine, config, observer)
+        _close_round(state, [*(reply.report for reply in accepted), summary], accepted, engine, config, folder, observer)
+    return state
+
+
+def _close_round(
+    state: ServerState,
+    records: Sequence[Record],
+    accepted: Sequence[Accepted],
+    engine: Engine,
+    config: Config,
+    folder: RunFolder,
+    observer: Observer,
+) -> None:
+    """Evaluate if it is due, put the round on disk, and tell the observer."""
+    every = config.evaluation.every
+    if state.round in (0, config.rounds) or (every and state.round % every == 0):
+        observer.stage("server", "evaluate")
+        records = [*records, *engine.evaluate(state)]
+    observer.stage("server", "save")
+    folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
+    for record in records:
+        observer.record(record)

@@ -1,0 +1,117 @@
+"""GRPO on one client between two rounds: rollouts, rewards, advantages, loss, update."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fgrpo.clients import Client, Question
+from fgrpo.config import Config
+from fgrpo.policy import Policy
+from fgrpo.records import Report, Rollouts
+from fgrpo.rollouts import sample
+from fgrpo.seeds import derive_seed
+from fgrpo.stopwatch import Stopwatch
+from fgrpo_kernels import GroupAdvantages, PPOClip, group_advantages, token_weights
+
+
+@dataclass
+class _Tally:
+    """What a report is made of, collected step by step."""
+
+    rewards: list[Tensor] = field(default_factory=list)
+    degenerate: list[Tensor] = field(default_factory=list)
+    tokens: int = 0
+    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages) -> None:
+        self.rewards.append(rewards_B)
+        self.degenerate.append(advantages.degenerate)
+        self.tokens += int(rollouts.mask_BT.sum())
+
+    def report(self, client: str, round_number: int, stopwatch: Stopwatch) -> Report:
+        rewards = torch.cat(self.rewards)
+        return Report(
+            client=client,
+            round=round_number,
+            sequences=len(rewards),
+            tokens=self.tokens,
+            reward_mean=rewards.mean().item(),
+            reward_std=rewards.std().item(),
+            completion_length=self.tokens / len(rewards),
+            degenerate=torch.cat(self.degenerate).float().mean().item(),
+            metrics={name: sum(values) / len(values) for name, values in self.metrics.items()},
+            seconds=dict(stopwatch.seconds),
+        )
+
+
+def train_locally(policy: Policy, client: Client, config: Config, round_number: int, stopwatch: Stopwatch) -> Report:
+    """Train `policy.model` in place on the client's own prompts for one round.
+
+    Everything random follows from the run's seed, the client and the round; the optimiser starts afresh, so a client
+    carries nothing from round to round but its compression residual.
+    """
+    train, tally = config.train, _Tally()
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=train.lr, weight_decay=train.weight_decay)
+    for step in range(train.local_steps):
+        batch = (round_number - 1) * train.local_steps + step
+        with stopwatch("rollout"):
+            questions = client.draw(batch * config.rollout.prompts_per_step, config.rollout.prompts_per_step)
+            prompts = [question.example.prompt for question in questions]
+            seed = derive_seed(config.seed, client.name, "rollout", batch)
+            rollouts = sample(policy.model.eval(), policy.tokenizer, prompts, config.rollout, seed)
+        with stopwatch("reward"):
+            rewards_B = _rewards(client, questions, rollouts, config.rollout.group_size)
+        with stopwatch("train"):
+            advantages = group_advantages(
+                rewards_B, config.rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
+            )
+            tally.add_rollouts(rollouts, rewards_B, advantages)
+            for loss in _losses(policy, rollouts, advantages.advantages.to(policy.device), config):
+                optimizer.zero_grad()
+                loss.loss.backward()
+                if train.max_grad_norm > 0:
+                    norm = torch.nn.utils.clip_grad_norm_(trained, train.max_grad_norm)
+                    tally.metrics["grad_norm"].append(norm.item())
+                optimizer.step()
+                tally.metrics["loss"].append(loss.loss.item())
+                for name, value in loss.metrics.items():
+                    tally.metrics[name].append(value.item())
+    policy.model.eval()
+    return tally.report(client.name, round_number, stopwatch)
+
+
+def _rewards(client: Client, questions: list[Question], rollouts: Rollouts, group_size: int) -> Tensor:
+    return torch.tensor(
+        [client.reward(questions[i // group_size], text) for i, text in enumerate(rollouts.completions)],
+        dtype=torch.float32,
+    )
+
+
+def _losses(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> Iterator:
+    """Yield the loss of every minibatch of every pass; the caller takes an optimiser step between two of them."""
+    train = config.train
+    ref_logp_BT = policy.reference_logp(rollouts, config.rollout.temperature) if train.beta > 0 else None
+    policy.model.train()
+    rows_per_part = -(-config.rollout.prompts_per_step // train.minibatches) * config.rollout.group_size
+    for _ in range(train.updates_per_rollout):
+        for start in range(0, len(advantages_B), rows_per_part):
+            rows = slice(start, start + rows_per_part)
+            part = rollouts.part(rows)
+            yield policy.loss(
+                part,
+                advantages_B[rows],
+                token_weights(part.mask_BT, train.reduction, max_length=config.rollout.max_new_tokens),
+                mask=part.mask_BT,
+                old_logp=part.old_logp_BT,
+                ref_logp=None if ref_logp_BT is None else ref_logp_BT[rows],
+                objective=PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
+                beta=train.beta,
+                entropy_coef=train.entropy_coef,
+                temperature=config.rollout.temperature,
+            )

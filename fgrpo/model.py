@@ -1,0 +1,77 @@
+"""Loading a causal language model with its tokenizer, and telling apart what is trained."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fgrpo.config import Config, LoraConfig
+from fgrpo.errors import ConfigError
+
+PACKAGED_MODELS = ("tiny",)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means; `auto` is the accelerator if there is one, else the CPU."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None and accelerator.type in ("cuda", "xpu") else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def load_model(config: Config) -> tuple[nn.Module, Any]:
+    """Load model and tokenizer from a hub id, a folder, a folder with a GGUF file, or the package.
+
+    Returns:
+        The model, in evaluation mode on its device with only the trained parameters requiring gradients, and the
+        tokenizer, padding on the left.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = str(files("fgrpo") / "models" / config.model) if config.model in PACKAGED_MODELS else config.model
+    extra = {"gguf_file": config.gguf_file} if config.gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **extra)
+    except (OSError, ValueError, ImportError) as error:
+        kind = "folder" if Path(source).is_dir() else "hub id or folder"
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model: {kind} '{config.model}' cannot be loaded: {reason}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model.to(resolve_device(config.device))
+    if config.lora is not None:
+        model = add_adapters(model, config.lora, config.seed)
+    return model.eval(), tokenizer
+
+
+def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
+    """Wrap a model with peft's LoRA; the adapters' first values depend only on the seed."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(f"lora: {str(error).splitlines()[0]}") from None
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """True if the model carries peft adapters."""
+    return hasattr(model, "disable_adapter")

@@ -1,0 +1,207 @@
+"""What travels between the stages of a round: small frozen records, in the order in which they come to be.
+
+Shape suffixes: B sequences, L prompt and completion tokens, T completion tokens, P trainable parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.codec import Encoded
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with what its verifier needs.
+
+    Attributes:
+        prompt: the user's text, before any chat template.
+        answer: the reference answer, as text.
+        entry: the verifier's own record of the question (a reasoning-gym entry, a dataset row).
+    """
+
+    prompt: str
+    answer: str
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled completions, padded: prompts on the left, completions on the right.
+
+    Attributes:
+        tokens_BL: int64, prompt and completion.
+        attention_BL: int64, 1 where a token is real.
+        mask_BT: bool, True for the completion's tokens up to and including the first end-of-sequence token.
+        old_logp_BT: float32, log-probability (nats) of each token under the distribution it was sampled from; 0 where
+            mask_BT is False.
+        completions: B decoded texts without special tokens.
+    """
+
+    tokens_BL: Tensor
+    attention_BL: Tensor
+    mask_BT: Tensor
+    old_logp_BT: Tensor
+    completions: tuple[str, ...]
+
+    @property
+    def prompt_length(self) -> int:
+        return self.tokens_BL.shape[1] - self.mask_BT.shape[1]
+
+    def part(self, rows: slice) -> Rollouts:
+        """Return some of the sequences."""
+        tensors = (self.tokens_BL, self.attention_BL, self.mask_BT, self.old_logp_BT)
+        return Rollouts(*(tensor[rows] for tensor in tensors), self.completions[rows])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a client tells about its local training; aggregation rules see nothing else.
+
+    Attributes:
+        sequences: completions trained on; this is the n_k of the aggregation rules.
+        tokens: completion tokens trained on.
+        reward_mean, reward_std: over all sequences of the round, in the client's own reward scale.
+        completion_length: mean number of completion tokens.
+        degenerate: fraction of prompt groups whose rewards were all equal, and which taught nothing.
+        metrics: means over optimisation steps of what the loss measured (see `fgrpo_kernels.grpo_loss`).
+        seconds: time per stage: rollout, reward, train, encode.
+    """
+
+    client: str
+    round: int
+    sequences: int
+    tokens: int
+    reward_mean: float
+    reward_std: float
+    completion_length: float
+    degenerate: float
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer to a round: a report and the serialised, compressed delta."""
+
+    client: str
+    report: Report
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that could not answer, and why, in one line."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reply that passed validation, its payload unpacked."""
+
+    report: Report
+    delta: Encoded
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class ClientHistory:
+    """A client's personalised baseline, kept by the server.
+
+    Attributes:
+        baseline: exponential moving average of the client's mean reward.
+        deviation: exponential moving average of its rewards' standard deviation.
+        rounds: accepted replies so far.
+    """
+
+    baseline: float
+    deviation: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The global model on one client's held-out prompts, greedy decoding.
+
+    Attributes:
+        round: 0 is the model before training.
+        accuracy: fraction of prompts with the verifier's full score.
+        score: mean of the verifier's score, before the client's reward scale.
+    """
+
+    client: str
+    round: int
+    prompts: int
+    accuracy: float
+    score: float
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a round did, as written to `metrics.jsonl`.
+
+    Attributes:
+        weights: aggregation weight per accepted client; they sum to 1.
+        gains: relative performance gain per accepted client (0 on a client's first round).
+        quarantined: reason per client whose reply was not used.
+        uplink_bytes: payload length per accepted client.
+        dense_bytes: what one float32 delta would take.
+        update_norm: L2 norm of the step the server took.
+        seconds: time per stage: clients, validate, aggregate, server_step.
+    """
+
+    round: int
+    weights: Mapping[str, float]
+    gains: Mapping[str, float]
+    quarantined: Mapping[str, str]
+    uplink_bytes: Mapping[str, int]
+    dense_bytes: int
+    update_norm: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that a round needs of the rounds before it; on disk after every round.
+
+    Attributes:
+        round: rounds completed.
+        params_P: float32, the global trainable parameters in the manifest's order.
+        optimizer: the server optimiser's own vectors, each float32 [P].
+        history: personalised baselines.
+        residuals: each client's error-feedback residual, float32 [P].
+    """
+
+    round: int
+    params_P: Tensor
+    optimizer: Mapping[str, Tensor]
+    history: Mapping[str, ClientHistory]
+    residuals: Mapping[str, Tensor]
+
+    @staticmethod
+    def initial(params_P: Tensor) -> ServerState:
+        return ServerState(0, params_P.to(torch.float32), {}, {}, {})
+
+
+Record = Report | Evaluation | RoundSummary
+_TYPES: dict[str, type] = {"report": Report, "evaluation": Evaluation, "round": RoundSummary}
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Return a record as a line of `metrics.jsonl` holds it: its fields, and its `type`."""
+    (name,) = (name for name, kind in _TYPES.items() if isinstance(record, kind))
+    return {"type": name, **asdict(record)}
+
+
+def from_json(line: Mapping[str, Any]) -> Record:
+    """Return the record that a line of `metrics.jsonl` holds."""
+    fields = dict(line)
+    record: Record = _TYPES[fields.pop("type")](**fields)
+    return record

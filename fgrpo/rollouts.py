@@ -1,0 +1,114 @@
+"""Sampling completions with the model's own `generate`, and recording with which probability each token was drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from fgrpo.config import RolloutConfig
+from fgrpo.records import Rollouts
+
+
+class _SampledLogprobs(LogitsProcessor):
+    """Notes the log-probability of every sampled token while `generate` runs.
+
+    A processor sees step t's logits before the token is drawn, and the token one call later, as the last of
+    `input_ids`. So it keeps one step's log-probabilities [B, V], never those of all steps.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._pending_BV: Tensor | None = None
+        self._taken: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._take(input_ids)
+        self._pending_BV = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        return scores
+
+    def finish(self, sequences_BL: Tensor) -> Tensor:
+        """Return the log-probabilities [B, T] of all sampled tokens."""
+        self._take(sequences_BL)
+        return torch.cat(self._taken, dim=1)
+
+    def _take(self, input_ids: Tensor) -> None:
+        if self._pending_BV is not None:
+            self._taken.append(self._pending_BV.gather(1, input_ids[:, -1:]))
+
+
+def _forked_rng(device: torch.device) -> Any:
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def render(tokenizer: Any, prompt: str, system_prompt: str | None) -> str:
+    """Return the text that the model continues: the chat template's rendering, or the bare prompt without one."""
+    if tokenizer.chat_template is None:
+        return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
+    messages = [{"role": "user", "content": prompt}]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def sample(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False
+) -> Rollouts:
+    """Sample `config.group_size` completions of every prompt, neighbours in the batch; or one each, greedily.
+
+    Args:
+        prompts: texts before the chat template.
+        seed: decides the samples; the global random state is left as it was.
+    """
+    device = next(model.parameters()).device
+    texts = [render(tokenizer, prompt, config.system_prompt) for prompt in prompts]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=tokenizer.chat_template is None)
+    group_size = 1 if greedy else config.group_size
+    prompt_BL = encoded["input_ids"].repeat_interleave(group_size, dim=0).to(device)
+    prompt_mask_BL = encoded["attention_mask"].repeat_interleave(group_size, dim=0).to(device)
+    recorder = _SampledLogprobs(config.temperature)
+    choice = {"do_sample": False} if greedy else {"do_sample": True, "temperature": config.temperature}
+    end_ids = end_token_ids(model, tokenizer)
+    with _forked_rng(device), torch.no_grad():
+        torch.manual_seed(seed)
+        tokens_BL = model.generate(  # type: ignore[operator]
+            input_ids=prompt_BL,
+            attention_mask=prompt_mask_BL,
+            max_new_tokens=config.max_new_tokens,
+            logits_processor=LogitsProcessorList([recorder]),
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end_ids,
+            **choice,
+        )
+        old_logp_BT = recorder.finish(tokens_BL)
+    completion_BT = tokens_BL[:, prompt_BL.shape[1] :]
+    mask_BT = completion_mask(completion_BT, end_ids)
+    return Rollouts(
+        tokens_BL=tokens_BL,
+        attention_BL=torch.cat([prompt_mask_BL, mask_BT.long()], dim=1),
+        mask_BT=mask_BT,
+        old_logp_BT=old_logp_BT.masked_fill(~mask_BT, 0.0),
+        completions=tuple(tokenizer.batch_decode(completion_BT.where(mask_BT, tokenizer.pad_token_id), True)),
+    )
+
+
+def end_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Return every token that ends a completion: the model's own list where it has one, else the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+
+def completion_mask(completion_BT: Tensor, end_ids: Sequence[int]) -> Tensor:
+    """True up to and including the first end-of-sequence token; what `generate` pads after it is False."""
+    is_end_BT = torch.isin(completion_BT, torch.tensor(list(end_ids), device=completion_BT.device))
+    ended_before_BT = is_end_BT.long().cumsum(dim=1) - is_end_BT.long() > 0
+    return ~ended_before_BT

@@ -1,0 +1,154 @@
+"""A run on disk. A round is there whole or not at all, so a killed run goes on from its last whole round.
+
+    RUN/config.yaml                 the configuration
+    RUN/rounds/0003/records.jsonl   what the round measured
+    RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
+    RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
+    RUN/metrics.jsonl               the records of all rounds, one after another
+    RUN/tensorboard/, RUN/model/    curves, and the final model
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fgrpo.errors import RunError
+from fgrpo.records import ClientHistory, Record, ServerState, from_json, to_json
+
+_KEPT_ROUNDS = 2
+
+
+class RunFolder:
+    """Reads and writes one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self._rounds = self.path / "rounds"
+
+    @staticmethod
+    def create(path: str | Path, config_yaml: str) -> RunFolder:
+        """Make a new run folder; refuse one that already holds a run."""
+        folder = RunFolder(path)
+        if folder.config_file.exists():
+            raise RunError(
+                f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another folder"
+            )
+        try:
+            folder._rounds.mkdir(parents=True, exist_ok=True)
+            folder.config_file.write_text(config_yaml)
+        except OSError as error:
+            raise RunError(f"output_dir: {path} cannot be written: {error.strerror}") from None
+        return folder
+
+    @staticmethod
+    def open(path: str | Path) -> RunFolder:
+        """Open an existing run folder."""
+        folder = RunFolder(path)
+        if not folder.config_file.is_file():
+            raise RunError(f"{path} is not a run folder: it has no config.yaml")
+        return folder
+
+    def rounds(self) -> list[int]:
+        """Return the numbers of the whole rounds on disk; 0 is the state before training."""
+        return sorted(int(entry.name) for entry in self._rounds.glob("[0-9]*") if entry.is_dir())
+
+    def commit(self, state: ServerState, records: Sequence[Record], payloads: Mapping[str, bytes]) -> None:
+        """Write a round beside its place, flush it, and move it there in one step."""
+        draft, final = self._rounds / f".{state.round:04d}", self._round(state.round)
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            (draft / "payloads").mkdir(parents=True)
+            _write(draft / "records.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records).encode())
+            for client, payload in payloads.items():
+                _write(draft / "payloads" / f"{client}.safetensors", payload)
+            history = {client: asdict(past) for client, past in state.history.items()}
+            _write(draft / "state.json", json.dumps({"round": state.round, "history": history}, indent=1).encode())
+            save_file(_tensors(state), draft / "state.safetensors")
+            _sync(draft / "state.safetensors")
+            os.replace(draft, final)
+            _sync(self._rounds)
+            with self.metrics_file.open("ab") as metrics:
+                metrics.write((final / "records.jsonl").read_bytes())
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: round {state.round} cannot be saved: {error.strerror}; "
+                f"the rounds before it are whole, continue with `fgrpo resume {self.path}`"
+            ) from None
+        self._prune(state.round)
+
+    def load(self, round_number: int | None = None) -> ServerState:
+        """Read the state after a round, by default the last whole one."""
+        rounds = self.rounds()
+        if not rounds:
+            raise RunError(f"{self.path}: it holds no whole round yet; start it again with `fgrpo train`")
+        number = rounds[-1] if round_number is None else round_number
+        folder = self._round(number)
+        try:
+            described = json.loads((folder / "state.json").read_text())
+            tensors = load_file(folder / "state.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RunError(f"{self.path}: the state of round {number} cannot be read: {error}") from None
+        return ServerState(
+            round=described["round"],
+            params_P=tensors["params"],
+            optimizer=_under("optimizer.", tensors),
+            history={client: ClientHistory(**past) for client, past in described["history"].items()},
+            residuals=_under("residual.", tensors),
+        )
+
+    def rebuild_metrics(self) -> None:
+        """Write `metrics.jsonl` anew from the whole rounds."""
+        self.metrics_file.write_bytes(b"".join((self._round(n) / "records.jsonl").read_bytes() for n in self.rounds()))
+
+    def records(self) -> Iterator[Record]:
+        """Read back what the rounds measured, in order."""
+        for number in self.rounds():
+            for line in (self._round(number) / "records.jsonl").read_text().splitlines():
+                yield from_json(json.loads(line))
+
+    def _round(self, number: int) -> Path:
+        return self._rounds / f"{number:04d}"
+
+    def _prune(self, newest: int) -> None:
+        """Drop the large files of rounds that nobody resumes from."""
+        for number in self.rounds():
+            if number <= newest - _KEPT_ROUNDS:
+                for name in ("state.json", "state.safetensors"):
+                    (self._round(number) / name).unlink(missing_ok=True)
+                shutil.rmtree(self._round(number) / "payloads", ignore_errors=True)
+
+
+def _tensors(state: ServerState) -> dict[str, Any]:
+    return {
+        "params": state.params_P,
+        **{f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()},
+        **{f"residual.{client}": tensor for client, tensor in state.residuals.items()},
+    }
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""Reading a configuration: YAML file, command-line overrides, checks. Mistakes become one line that names the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from fgrpo.config import Config
+from fgrpo.errors import ConfigError
+from fgrpo.nearest import did_you_mean
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration in a YAML file with overrides such as `["--train.lr", "1e-4"]` applied.
+
+    Raises:
+        ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"configuration {path}: no such file")
+    parser = config_parser()
+    try:
+        parsed = parser.parse_args(["--config", str(path), *map(_underscored, overrides)])
+        config = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
+    config = Config(**{field.name: config[field.name] for field in fields(Config)})
+    check(config)
+    return config
+
+
+def config_parser() -> ArgumentParser:
+    """Return the parser of every key of `Config`; its help lists them."""
+    parser = ArgumentParser(exit_on_error=False, prog="fgrpo train CONFIG")
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_class_arguments(Config, nested_key=None)
+    return parser
+
+
+def to_yaml(config: Config) -> str:
+    """Return a configuration as YAML that `read_config` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first value outside its range."""
+    for key, accepts, expected in _RANGES:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if value is not None and not accepts(value):
+            raise ConfigError(f"{key}: got {value}, expected {expected}")
+    for name, client in config.clients.items():
+        if client.reward_scale <= 0:
+            raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
+        if any(task.weight <= 0 for task in client.tasks):
+            raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
+
+
+def _at_least(bound: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value >= bound), f"at least {bound}"
+
+
+def _above_0() -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value > 0), "more than 0"
+
+
+def _from_0_below_1() -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: 0 <= value < 1), "from 0 to below 1"
+
+
+_RANGES = [
+    ("rounds", *_at_least(1)),
+    ("rollout.prompts_per_step", *_at_least(1)),
+    ("rollout.group_size", *_at_least(2)),
+    ("rollout.max_new_tokens", *_at_least(1)),
+    ("rollout.temperature", *_above_0()),
+    ("train.local_steps", *_at_least(1)),
+    ("train.updates_per_rollout", *_at_least(1)),
+    ("train.minibatches", *_at_least(1)),
+    ("train.lr", *_above_0()),
+    ("train.weight_decay", *_at_least(0)),
+    ("train.max_grad_norm", *_at_least(0)),
+    ("train.clip_low", *_above_0()),
+    ("train.clip_high", *_above_0()),
+    ("train.beta", *_at_least(0)),
+    ("codec.block", lambda block: block in (32, 64, 128, 256, 512, 1024), "a power of two from 32 to 1024"),
+    ("aggregation.tau", *_above_0()),
+    ("aggregation.clip", *_above_0()),
+    ("aggregation.cap", (lambda cap: 0 < cap <= 1), "above 0, at most 1"),
+    ("aggregation.decay", *_from_0_below_1()),
+    ("server.lr", *_above_0()),
+    ("server.momentum", *_from_0_below_1()),
+    ("server.beta2", *_from_0_below_1()),
+    ("server.eps", *_above_0()),
+    ("evaluation.prompts", *_at_least(1)),
+    ("evaluation.every", *_at_least(0)),
+    ("evaluation.batch_size", *_at_least(1)),
+    ("lora.rank", *_at_least(1)),
+    ("partition.clients", *_at_least(1)),
+    ("partition.alpha", *_above_0()),
+]
+
+
+def _underscored(argument: str) -> str:
+    """`--output-dir=x` is `--output_dir=x`; values stay as they are."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value
+
+
+_TIDIED = [
+    (r'Parser key "([\w.]+)":', r"\1:"),
+    (r"Problem with given class_path '[\w.]+': ", ""),
+    (r"Does not validate against any of .*? Errors: - (.*?) - Expected a .*NoneType.*", r"\1"),
+    (r"Expected an? <class '([\w.]+)'>", r"expected \1"),
+    (r"Expected an? typing\.Literal", "expected one of "),
+    (r"\. Got value:", ", got"),
+    (r"unrecognized arguments: (--[\w.]+).*", r"unknown key '\1'"),
+    (r"Group '(\w+)' does not accept option '(\w+)'", r"unknown key '\1.\2'"),
+    (r"Option '([\w.]+)' is not accepted", r"unknown key '\1'"),
+]
+
+
+def _one_line(message: str) -> str:
+    """Return jsonargparse's message as one line, with the nearest known key where one is unknown."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    for pattern, replacement in _TIDIED:
+        line = re.sub(pattern, replacement, line)
+    unknown = re.search(r"unknown key '(?:--)?([\w.]+)'", line)
+    return line + did_you_mean(unknown[1], _known_keys()) if unknown else line
+
+
+def _known_keys() -> Iterator[str]:
+    """Every key, both as a full path and by its last name."""
+    for path in _paths(Config, ""):
+        yield path
+        yield path.rpartition(".")[2]
+
+
+def _paths(kind: type, prefix: str) -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name
+        for inner in (hint, *get_args(hint), *(a for arg in get_args(hint) for a in get_args(arg))):
+            if is_dataclass(inner):
+                yield from _paths(inner, f"{prefix}{name}.")

@@ -1,0 +1,66 @@
+"""Every reply is judged on its own: a bad one is quarantined with a reason, never the round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from fgrpo.errors import PayloadError
+from fgrpo.parameters import Manifest
+from fgrpo.payload import expect, unpack
+from fgrpo.records import Accepted, Failure, Reply, Report
+
+
+def sort_replies(
+    replies: Iterable[Reply | Failure], clients: Iterable[str], round_number: int, manifest: Manifest, base: str
+) -> tuple[list[Accepted], dict[str, str]]:
+    """Split replies into the accepted ones, ordered by client name, and the reasons of the others.
+
+    The order does not depend on that of arrival, so neither does the aggregate, to the bit.
+
+    Args:
+        clients: the names of those who were asked.
+        round_number: the round that they were asked for.
+        manifest: of the global model.
+        base: fingerprint of the global parameters that they were sent.
+    """
+    asked, accepted, quarantined = set(clients), {}, {}
+    for reply in replies:
+        if isinstance(reply, Failure):
+            quarantined[reply.client] = reply.reason
+            continue
+        try:
+            if reply.client not in asked:
+                raise PayloadError("nobody asked this client")
+            if reply.client in accepted:
+                raise PayloadError("a second reply to the same round; the first one counts")
+            _check_report(reply.report, reply.client, round_number)
+            header, delta = unpack(reply.payload)
+            expect(
+                header,
+                delta,
+                client=reply.client,
+                round_number=round_number,
+                manifest=manifest.hash,
+                size=manifest.size,
+                base=base,
+            )
+            accepted[reply.client] = Accepted(reply.report, delta, reply.payload)
+        except PayloadError as error:
+            quarantined[reply.client] = str(error)
+    return [accepted[client] for client in sorted(accepted)], quarantined
+
+
+def _check_report(report: Report, client: str, round_number: int) -> None:
+    if (report.client, report.round) != (client, round_number):
+        raise PayloadError(
+            f"report: it is of client {report.client!r}, round {report.round}, expected {client!r}, round {round_number}"
+        )
+    if report.sequences < 1:
+        raise PayloadError(f"report: {report.sequences} sequences, expected at least one")
+    for name in ("reward_mean", "reward_std"):
+        value = getattr(report, name)
+        if not math.isfinite(value):
+            raise PayloadError(f"report: {name} is {value}, expected a finite number")
+    if report.reward_std < 0:
+        raise PayloadError(f"report: reward_std is {report.reward_std}, expected none below 0")

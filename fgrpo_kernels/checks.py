@@ -1,0 +1,59 @@
+"""Argument checks that several public ops share. Messages name the op, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_floating(op: str, name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {x.dtype}")
+
+
+def check_positive(op: str, name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{op}: {name} must be a positive number, got {value}")
+
+
+def check_rows(op: str, name: str, x: Tensor, expected: torch.Size) -> None:
+    """`x` must have one entry a row, and there must be at least one leading dimension."""
+    if len(expected) == 0:
+        raise ValueError(f"{op}: expected at least one dimension before the last one, got a single row")
+    if x.shape != expected:
+        raise ValueError(
+            f"{op}: {name} must have one entry per row, shape {list(expected)}, got {list(x.shape)}; "
+            "was it sliced like the logits or hidden states?"
+        )
+
+
+def check_targets(op: str, targets: Tensor, vocab_size: int) -> None:
+    """Integer targets in `[0, vocab_size)`. The range is checked on the CPU only, where it costs no synchronisation."""
+    if targets.dtype != torch.int64:
+        raise TypeError(f"{op}: targets must be int64 token ids, got {targets.dtype}")
+    if targets.device.type == "cpu" and targets.numel() > 0:
+        lowest, highest = (int(x) for x in targets.aminmax())
+        if lowest < 0 or highest >= vocab_size:
+            raise ValueError(
+                f"{op}: targets of rows that count must be in [0, {vocab_size}), got {lowest} to {highest}; "
+                "padding such as -100 needs weight 0 (or a row mask)"
+            )
+
+
+def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """`hidden [..., H]`, `weight [V, H]` and `bias [V]` of one floating dtype."""
+    check_floating(op, "hidden", hidden)
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{op}: weight must be [V, H] with H = {hidden.shape[-1]}, hidden's last dimension, got "
+            f"{list(weight.shape)}; is it transposed?"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias must be [V] = [{weight.shape[0]}], got {list(bias.shape)}")
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != hidden.dtype:
+            raise TypeError(
+                f"{op}: {name} is {x.dtype} but hidden is {hidden.dtype}; cast one of them, or call inside torch.autocast"
+            )

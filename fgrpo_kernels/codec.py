@@ -1,0 +1,226 @@
+"""The delta codec: a flat delta in 8, 4 or 2 bits a parameter, and the weighted mean of many such payloads.
+
+    encoded = encode(new, base, codec="int4", residual=residual)   # a client, once a round; residual is kept
+    delta = aggregate([encoded, ...], weights)                     # the server, straight from the codes
+
+Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h` has the format, byte by byte. Results
+depend neither on the number of threads nor on the machine's vector instructions.
+
+Legend: P parameters (elements of a delta), K clients. Tensors are 1-D, contiguous, on the CPU; a NumPy array does
+wherever a tensor does. Where `num_threads` is None, every core that the process may run on is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels import _C
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["CODECS", "Encoded", "aggregate", "check_codes", "decode", "encode"]
+
+CODECS = ("int8", "int4", "int2", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A delta as `encode` writes it.
+
+    codes: uint8 [bytes]; `size` codes of 8, 4 or 2 bits, padded to whole blocks (codec "none": float32, 4 bytes each)
+    scales: bfloat16 [ceil(size / block)]; the value of a code is code * scale (codec "none": [0])
+    codec: "int8", "int4", "int2" or "none"
+    block: values that share a scale, a power of two from 32 to 1024
+    size: P
+
+    Construction checks that these agree, at no cost that grows with P; `check_codes` reads the bytes themselves.
+    Raises TypeError for a wrong type, dtype or device, ValueError for a wrong shape, codec, block or size.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    codec: str
+    block: int
+    size: int
+
+    def __post_init__(self) -> None:
+        for name in ("block", "size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"Encoded: {name} must be an int, got {value!r}")
+            if value < 0:
+                raise ValueError(f"Encoded: {name} must not be negative, got {value}")
+        expected = {
+            "codes": (torch.uint8, _C.code_bytes(self.codec, self.block, self.size)),
+            "scales": (torch.bfloat16, _C.scale_count(self.codec, self.block, self.size)),
+        }
+        for name, (dtype, length) in expected.items():
+            tensor = _require_flat(f"Encoded: {name}", getattr(self, name), dtype)
+            if tensor.numel() != length:
+                raise ValueError(
+                    f"Encoded: {name} has {tensor.numel()} elements, but {self.size} parameters in {self.codec} with "
+                    f"block {self.block} need {length}"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales: what travels, but for the container's header."""
+        return self.codes.numel() + 2 * self.scales.numel()
+
+
+def encode(
+    new: Tensor | np.ndarray,
+    base: Tensor | np.ndarray | None = None,
+    *,
+    codec: str = "int4",
+    block: int = 64,
+    rounding: str = "nearest",
+    seed: int = 0,
+    residual: Tensor | np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> Encoded:
+    """Quantises the delta `new - base + residual`, each operand optional but the first.
+
+    new, base: float32 or bfloat16 [P]
+    residual: float32 [P], what earlier calls rounded off. It is added to the delta and updated in place with what this
+        call rounds off (error feedback): start with zeros and pass the same tensor each round.
+    codec: "int8", "int4", "int2", or "none" (float32 as it is)
+    block: values that share a scale, a power of two from 32 to 1024
+    rounding: "nearest" (best with a residual) or "stochastic" (unbiased, for senders that keep no residual); "none"
+        has nothing to round
+    seed: for stochastic rounding, 0 to 2**64 - 1; the same seed gives the same bits
+
+    Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, and for wrong sizes or names;
+    TypeError for wrong types, dtypes or devices. `residual` is then unchanged.
+    """
+    new = _require_flat("encode: new", new, torch.float32, torch.bfloat16)
+    if base is not None:
+        base = _require_flat("encode: base", base, torch.float32, torch.bfloat16)
+    if residual is not None:
+        residual = _require_writable("encode: residual", residual)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
+    codes = torch.empty(_C.code_bytes(codec, block, new.numel()), dtype=torch.uint8)
+    scales = torch.empty(_C.scale_count(codec, block, new.numel()), dtype=torch.bfloat16)
+    _C.encode(
+        _view(new),
+        None if base is None else _view(base),
+        None if residual is None else _view(residual),
+        codec,
+        block,
+        rounding,
+        seed,
+        _view(codes),
+        _view(scales),
+        _threads("encode", num_threads),
+    )
+    return Encoded(codes, scales, codec, block, new.numel())
+
+
+def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | None = None) -> Tensor:
+    """The delta that `encoded` stands for: code * scale, exact in float32.
+
+    out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
+    """
+    out = _output("decode", out, encoded.size)
+    _C.decode(*_fields(encoded), _view(out), _threads("decode", num_threads))
+    return out
+
+
+def aggregate(
+    encodeds: Sequence[Encoded],
+    weights: Sequence[float] | Tensor,
+    out: Tensor | None = None,
+    *,
+    num_threads: int | None = None,
+) -> Tensor:
+    """`sum_k weights[k] * decode(encodeds[k])` in float32, in one pass over the codes and without decoded copies.
+
+    encodeds: K payloads of equal size; codecs and blocks may differ
+    weights: K finite numbers, rounded to float32; they are used as they are, so divide them by their sum for a mean
+    out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
+
+    Terms are added in the order of the list: sort it (by client id, say) for sums that do not depend on arrival order.
+    Raises ValueError for no payloads, unequal sizes, or weights that are too few, too many or not finite.
+    """
+    if len(encodeds) == 0:
+        raise ValueError("aggregate: no payloads; did every client fail?")
+    weight_list = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    out = _output("aggregate", out, encodeds[0].size)
+    payloads = [_fields(encoded) for encoded in encodeds]
+    _C.aggregate(payloads, weight_list, _view(out), _threads("aggregate", num_threads))
+    return out
+
+
+def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
+    """Raises ValueError, naming the first fault, unless `encode` could have written every byte of `encoded`.
+
+    For payloads from outside: codes in range (-128, -8 and -2 are not used), scales finite, not negative and not so
+    large that a value overflows float32, padding zero. Reads the codes once, at the speed of memory.
+    """
+    _C.check(*_fields(encoded), _threads("check_codes", num_threads))
+
+
+def _fields(encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+    return _view(encoded.codes), _view(encoded.scales), encoded.codec, encoded.block, encoded.size
+
+
+def _threads(function: str, num_threads: int | None) -> int:
+    """The core's count, where 0 means every core."""
+    if num_threads is None:
+        return 0
+    if num_threads < 1:
+        raise ValueError(f"{function}: num_threads must be at least 1, or None for every core, got {num_threads}")
+    return num_threads
+
+
+def _require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
+    """`tensor` itself, or the tensor that shares a NumPy array's memory, if it has the layout that C++ reads."""
+    if not isinstance(tensor, Tensor):
+        if not hasattr(tensor, "__array_interface__"):
+            raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
+        tensor = torch.from_numpy(tensor)
+    if tensor.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{where} must be {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.device.type != "cpu":
+        raise TypeError(f"{where} must be on the CPU, got {tensor.device}; call .cpu() first")
+    if tensor.dim() != 1:
+        raise ValueError(f"{where} must be 1-D, got shape {tuple(tensor.shape)}; flatten it first")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{where} must be contiguous, got stride {tensor.stride(0)}; call .contiguous() first")
+    return tensor
+
+
+def _require_writable(where: str, tensor: object) -> Tensor:
+    flat = _require_flat(where, tensor, torch.float32)
+    if flat.requires_grad:
+        raise ValueError(f"{where} is written in place, so it must not require grad; call .detach() first")
+    return flat
+
+
+def _output(function: str, out: Tensor | None, size: int) -> Tensor:
+    if out is None:
+        return torch.empty(size, dtype=torch.float32)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
+    out = _require_writable(f"{function}: out", out)
+    if out.numel() != size:
+        raise ValueError(f"{function}: out has {out.numel()} elements, expected {size}")
+    return out
+
+
+_ITEMS = {torch.float32: ctypes.c_float, torch.bfloat16: ctypes.c_uint16, torch.uint8: ctypes.c_uint8}
+
+
+def _view(tensor: Tensor) -> ctypes.Array[Any]:
+    """The tensor's memory as a typed buffer, without NumPy. Valid while the caller holds the tensor."""
+    array = _ITEMS[tensor.dtype] * tensor.numel()
+    return array() if tensor.numel() == 0 else array.from_address(tensor.data_ptr())

@@ -1,0 +1,82 @@
+"""What an objective sees of a batch, and what it must provide.
+
+    N token rows   S sequences
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Level = Literal["token", "sequence"]
+
+# e^80 = 5.5e34 still fits float32 after a multiplication by an advantage and a weight. Past it the ratio stops
+# growing and its gradient is 0; without a bound it would be inf, and 0 * inf = NaN where the clip is active.
+MAX_LOG_RATIO = 80.0
+
+
+def bounded_exp(x: Tensor) -> Tensor:
+    """`exp(x)`, held at `e^80` above."""
+    return x.clamp(max=MAX_LOG_RATIO).exp()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N token rows as an objective sees them. Only `logp_N` is differentiable.
+
+    Attributes:
+        logp_N: log-probability of each token under the policy being trained, in nats.
+        old_logp_N: the same under the policy that sampled it.
+        advantages_N: advantage of each token.
+        mask_N: bool, the tokens that sums and means over a sequence take in.
+        sequence_ids_N: int64 in `[0, num_sequences)`; None when the objective works token by token.
+        num_sequences: S.
+    """
+
+    logp_N: Tensor
+    old_logp_N: Tensor
+    advantages_N: Tensor
+    mask_N: Tensor
+    sequence_ids_N: Tensor | None
+    num_sequences: int
+
+    def log_ratio(self, level: Level) -> Tensor:
+        """`[N]` log of the importance ratio: each token's own, or its sequence's mean over the masked tokens."""
+        log_ratio_N = self.logp_N - self.old_logp_N
+        return log_ratio_N if level == "token" else self.sequence_mean(log_ratio_N)
+
+    def sequence_sum(self, x_N: Tensor) -> Tensor:
+        """`[N]`: for each row, the sum of `x_N` over the masked rows of its sequence."""
+        assert self.sequence_ids_N is not None, "an objective that uses sequences must set sequence_level"
+        sums_S = x_N.new_zeros(self.num_sequences)
+        sums_S = sums_S.index_add(0, self.sequence_ids_N, torch.where(self.mask_N, x_N, 0.0))
+        return sums_S[self.sequence_ids_N]
+
+    def sequence_mean(self, x_N: Tensor) -> Tensor:
+        """`[N]`: for each row, the mean of `x_N` over the masked rows of its sequence (0 if it has none)."""
+        return self.sequence_sum(x_N) / self.sequence_sum(torch.ones_like(x_N)).clamp(min=1.0)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The policy term `l` of the loss. Implementations are frozen dataclasses.
+
+    `loss` must be proportional to the advantage, so that a row with advantage 0 can be left out before its logits
+    are formed.
+    """
+
+    @property
+    def sequence_level(self) -> bool:
+        """Whether a token's loss depends on other tokens of its sequence."""
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        """`[N]` policy loss of each token, differentiable in `tokens.logp_N`."""
+
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        """`[N]` log of the importance ratio that the objective uses: for metrics and for `kl="k3_is"`."""
+
+    def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Two bool `[N]`: tokens whose gradient the objective cuts off below, and above."""

@@ -1,0 +1,57 @@
+"""The clipped surrogate of PPO: GRPO, BNPO, Dr. GRPO, DAPO, LUSPO (token level) and GSPO (sequence level)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.objectives.base import Level, Tokens, bounded_exp
+
+
+@dataclass(frozen=True)
+class PPOClip:
+    """`l = -min(min(r, delta) * A, clip(r, 1 - low, 1 + high) * A)`.
+
+    Args:
+        low: how far below 1 the ratio `r` may fall before the gradient of a negative advantage is cut off.
+        high: how far above 1 it may rise before that of a positive advantage is (DAPO's "clip higher": 0.28).
+        delta: upper bound of the ratio for negative advantages (two-sided clipping); None for none.
+        level: "token": `r = exp(logp - old_logp)`; "sequence": the exponential of that difference's mean over
+            the sequence (GSPO), with its gradient shared by all tokens of the sequence.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    delta: float | None = None
+    level: Level = "token"
+
+    def __post_init__(self) -> None:
+        if self.low < 0 or self.high < 0:
+            raise ValueError(
+                f"PPOClip: low and high are distances from a ratio of 1 and may not be negative, got {self!r}"
+            )
+        if self.delta is not None and self.delta <= 0:
+            raise ValueError(f"PPOClip: delta is an upper bound of the ratio and must be positive, got {self.delta}")
+        if self.level not in ("token", "sequence"):
+            raise ValueError(f'PPOClip: level must be "token" or "sequence", got {self.level!r}')
+
+    @property
+    def sequence_level(self) -> bool:
+        return self.level == "sequence"
+
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        return tokens.log_ratio(self.level)
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        ratio_N = bounded_exp(self.log_ratio(tokens))
+        free_N = ratio_N if self.delta is None else ratio_N.clamp(max=self.delta)
+        clipped_N = ratio_N.clamp(1 - self.low, 1 + self.high)
+        return -torch.minimum(free_N * tokens.advantages_N, clipped_N * tokens.advantages_N)
+
+    def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        ratio_N = bounded_exp(self.log_ratio(tokens))
+        low_N = (ratio_N < 1 - self.low) & (tokens.advantages_N < 0)
+        high_N = (ratio_N > 1 + self.high) & (tokens.advantages_N > 0)
+        return low_N, high_N

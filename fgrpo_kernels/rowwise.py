@@ -1,0 +1,142 @@
+"""Softmax statistics and gradients of a block of logits: the arithmetic under every PyTorch path.
+
+The rows are worked through in slices small enough for a core's cache, with two float32 (or float64) work buffers of
+one slice, so a block of logits of any dtype needs no full-size temporary.
+
+    n rows of the block   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows of logits that are formed at a time. A matrix product is near its full speed from about 128 rows on, which
+# this allows up to V = 65,536 in float32; more only costs memory.
+LOGITS_BLOCK_BYTES = 32 << 20
+MIN_BLOCK_ROWS = 32
+# Rows that the element-wise arithmetic takes at a time: two such buffers stay in a core's L2 cache.
+SLICE_BYTES = 1 << 20
+# Under e^-1000 a probability is 0 in float64 too. A floor keeps 0 * -inf = NaN out of the entropy when logits are -inf.
+LOWEST_LOG = -1000.0
+
+
+class RowStats(NamedTuple):
+    """Per row of a block, `[n]`: log-sum-exp of the scaled logits, log-probability of the target, entropy."""
+
+    lse_n: Tensor
+    logp_n: Tensor
+    entropy_n: Tensor
+
+    @staticmethod
+    def empty(num_rows: int, logits: Tensor) -> RowStats:
+        """Uninitialised, for `num_rows` rows of `logits`."""
+        dtype = accumulation_dtype(logits.dtype)
+        return RowStats(*(torch.empty(num_rows, dtype=dtype, device=logits.device) for _ in RowStats._fields))
+
+    def store(self, rows: slice, part: RowStats) -> None:
+        """Write the statistics of some of the rows."""
+        for whole, values in zip(self, part, strict=True):
+            whole[rows] = values
+
+    def select(self, rows: Tensor | slice) -> RowStats:
+        return RowStats(*(whole[rows] for whole in self))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_per_block(num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
+    """How many rows of logits to form at a time: within the memory limit, and in blocks of equal size."""
+    limit = max(MIN_BLOCK_ROWS, LOGITS_BLOCK_BYTES // (vocab_size * dtype.itemsize))
+    num_blocks = max(1, -(-num_rows // limit))
+    return max(1, -(-num_rows // num_blocks))
+
+
+def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float) -> RowStats:
+    """Statistics of `softmax(logits_nV / temperature)`; the logits are not changed."""
+    stats = RowStats.empty(len(targets_n), logits_nV)
+    for rows, shifted, exps in _work_slices(logits_nV):
+        shifted.copy_(logits_nV[rows])
+        if temperature != 1.0:
+            shifted.div_(temperature)
+        highest = shifted.amax(-1, keepdim=True)
+        shifted.sub_(highest)
+        target = shifted.gather(-1, targets_n[rows, None]).squeeze(-1)
+        sums = torch.exp(shifted, out=exps).sum(-1)
+        dots = shifted.clamp_(min=LOWEST_LOG).mul_(exps).sum(-1)
+        log_sums = sums.log()
+        stats.store(rows, RowStats(highest.squeeze(-1) + log_sums, target - log_sums, log_sums - dots / sums))
+    return stats
+
+
+def logits_gradient_(
+    logits_nV: Tensor,
+    targets_n: Tensor,
+    stats: RowStats,
+    temperature: float,
+    grad_logp_n: Tensor,
+    grad_entropy_n: Tensor | None,
+) -> Tensor:
+    """Overwrite a block of logits with the gradient of a loss in them, given its gradients in logp and entropy.
+
+    With p the probabilities and g, e the two gradients:
+    `d loss / d z_j = (g * (1[j = target] - p_j) - e * p_j * (log p_j + entropy)) / temperature`.
+    """
+    for rows, log_probs, grads in _work_slices(logits_nV):
+        log_probs.copy_(logits_nV[rows])
+        if temperature != 1.0:
+            log_probs.div_(temperature)
+        log_probs.sub_(stats.lse_n[rows, None])
+        torch.exp(log_probs, out=grads)
+        logp, slope = stats.logp_n[rows], grad_logp_n[rows]
+        # 1 - p loses all digits when the target has nearly all the probability; -expm1(log p) keeps them.
+        at_target = slope * -torch.expm1(logp)
+        if grad_entropy_n is None:
+            grads.mul_((-slope / temperature)[:, None])
+        else:
+            entropy, entropy_slope = stats.entropy_n[rows], grad_entropy_n[rows]
+            at_target -= entropy_slope * logp.exp() * (logp.clamp(min=LOWEST_LOG) + entropy)
+            log_probs.clamp_(min=LOWEST_LOG).mul_(entropy_slope[:, None]).add_((slope + entropy_slope * entropy)[:, None])
+            grads.mul_(log_probs).div_(-temperature)
+        grads.scatter_(-1, targets_n[rows, None], (at_target / temperature)[:, None])
+        logits_nV[rows] = grads
+    return logits_nV
+
+
+def rows_with_gradient(
+    stats: RowStats, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Indices of the rows whose incoming gradient is not 0, and both gradients with None for logp made 0.
+
+    The other rows' gradient is exactly 0, even where their logits are NaN.
+    """
+    if grad_logp_n is None:
+        grad_logp_n = torch.zeros_like(stats.logp_n)
+    kept_n = grad_logp_n != 0
+    if grad_entropy_n is not None:
+        kept_n = kept_n | (grad_entropy_n != 0)
+    return kept_n.nonzero().squeeze(1), grad_logp_n, grad_entropy_n
+
+
+def slices(num_rows: int, logits: Tensor) -> Iterator[slice]:
+    """Consecutive slices over `num_rows` rows as wide as the logits', each small enough for a core's cache."""
+    row_bytes = logits.shape[-1] * accumulation_dtype(logits.dtype).itemsize
+    step = max(1, SLICE_BYTES // row_bytes)
+    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+
+
+def _work_slices(logits_nV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Slices over the rows of a block, each with two work buffers of its shape."""
+    dtype = accumulation_dtype(logits_nV.dtype)
+    first = second = logits_nV.new_empty(0, logits_nV.shape[1], dtype=dtype)
+    for rows in slices(len(logits_nV), logits_nV):
+        size = rows.stop - rows.start
+        if size > len(first):
+            first, second = (logits_nV.new_empty(size, logits_nV.shape[1], dtype=dtype) for _ in range(2))
+        yield rows, first[:size], second[:size]
