@@ -7,7 +7,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -24,11 +23,19 @@ def find_tool(name: str) -> str:
     return found
 
 
+def pybind11_include() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit("error: building fgrpo needs pybind11: pip install pybind11") from None
+    return str(pybind11.get_include())
+
+
 def require_compiler() -> None:
     """One clear line instead of CMake's pages, where there is no C++ compiler."""
     compiler = os.environ.get("CXX", "").split()
     if not any(shutil.which(name) for name in [*compiler[:1], "c++", "g++", "clang++"]):
-        raise SystemExit("error: building fgrpo needs a C++20 compiler (g++ 11 or clang++ 14, or newer) on PATH or in CXX")
+        raise SystemExit("error: building fgrpo needs a C++20 compiler (g++ 11, clang++ 14 or newer) on PATH or in CXX")
 
 
 class CMakeBuild(build_ext):
@@ -43,14 +50,14 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             "-DFGRPO_PYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DPYBIND11_INCLUDE_DIR={pybind11.get_include()}",
+            f"-DPYBIND11_INCLUDE_DIR={pybind11_include()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build}",
         ]
         try:
             subprocess.run(configure, check=True)
             subprocess.run([cmake, "--build", str(build), "--target", "_C"], check=True)
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"error: building fgrpo_kernels._C failed; the compiler's message is above ({error})") from None
+            raise SystemExit(f"error: building fgrpo_kernels._C failed, see above ({error})") from None
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / target.name, target)
 

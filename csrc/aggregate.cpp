@@ -13,23 +13,11 @@ constexpr std::size_t kStreamFrom = std::size_t{1}
                                     << 22;  // values; smaller results are better left in the caches
 constexpr std::size_t kTermsPerThread = std::size_t{1} << 17;
 
-void prefetch(const void* first, std::size_t bytes) {
-    const auto* byte = static_cast<const char*>(first);
-    for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(byte + at);
-}
-
 // sum[i] += weight * payload's value first + i, for i < N.
 void accumulate(const Kernels& simd, const Payload& payload, float weight, std::size_t first, std::size_t N,
                 float* sum) {
     const Format format = payload.format;
     const std::uint8_t* codes = payload.codes.data() + code_offset(format, first);
-    // The same tile of other payloads comes before this payload's next one: too far apart for the hardware to
-    // foresee.
-    const std::size_t next = first + N;
-    if (next < payload.size) {
-        const std::size_t ahead = std::min(kTile, payload.size - next);
-        prefetch(payload.codes.data() + code_offset(format, next), code_offset(format, ahead));
-    }
     if (format.codec == Codec::none) {
         simd.accumulate_exact(codes, weight, N, sum);
     } else {

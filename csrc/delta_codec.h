@@ -22,9 +22,9 @@
 // throws NotEncodable. Every argument is checked before the first byte of output is written, so after a throw
 // `residual` and `out` are as they were (`codes` and `scales` may hold anything).
 //
-// Bits. float32 arithmetic, never contracted to fused multiply-add, in the default rounding mode whatever the
-// caller's: the result depends neither on the thread count nor on the instruction set. `threads` is the most
-// threads to use; 0 means every core that the process may run on.
+// Bits. float32 arithmetic in the default rounding mode, whatever the caller's, and in one order: the result
+// depends neither on the thread count nor on the instruction set. `threads` is the most threads to use; 0
+// means every core that the process may run on.
 #pragma once
 
 #include <cstddef>
@@ -87,9 +87,9 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
 // but on the values they stand for; see check().
 void decode(const Payload& payload, std::span<float> out, int threads = 0);
 
-// out[i] = sum over k of (weights[k] * scale) * code, added in the order of the list, one pass over memory.
-// Payloads must have equal sizes; their codecs and blocks may differ. For `none` a term is weights[k] *
-// value. Weights must be finite; they need not sum to 1.
+// sum = fma(weights[k] * scale, code, sum) for each payload in the order of the list, from a sum of -0, in
+// one pass over memory; for `none`, fma(weights[k], value, sum). Payloads must have equal sizes; their codecs
+// and blocks may differ. Weights must be finite; they need not sum to 1.
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads = 0);
 

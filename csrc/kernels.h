@@ -11,7 +11,7 @@ namespace fgrpo {
 
 enum class bfloat16 : std::uint16_t;
 
-// A multiple of the largest block. Eight clients' tiles and the sum fit in 32 KB.
+// A multiple of the largest block; its sum (8 KB) and the next codes fit in the cache together.
 inline constexpr std::size_t kTile = 2048;
 inline constexpr std::size_t kSmallestBlock = 32;
 inline constexpr std::size_t kLargestBlock = 1024;
@@ -41,11 +41,11 @@ struct Kernels {
                         std::size_t block, std::size_t blocks, std::uint8_t* codes, bfloat16* scales,
                         float* error);
 
-    // sum[i] += (weight * scale) * code, over whole blocks. [codec]
+    // sum[i] = fma(weight * scale, code, sum[i]), over whole blocks. [codec]
     void (*accumulate[3])(const std::uint8_t* codes, const bfloat16* scales, float weight, std::size_t block,
                           std::size_t blocks, float* sum);
 
-    // sum[i] += weight * value[i] for i < N; `values` are float32 bytes of any alignment.
+    // sum[i] = fma(weight, values[i], sum[i]) for i < N; `values` are float32 bytes of any alignment.
     void (*accumulate_exact)(const std::uint8_t* values, float weight, std::size_t N, float* sum);
 
     // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread

@@ -17,9 +17,10 @@ namespace {
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> tables = {&kernels_baseline};
 #if defined(FGRPO_X86_64)
-    if (__builtin_cpu_supports("avx2")) tables.push_back(&kernels_avx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kernels_avx2);
+    if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
         tables.push_back(&kernels_avx512);
     }
 #endif

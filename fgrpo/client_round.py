@@ -44,7 +44,7 @@ def client_round(
         try:
             delta = encode(flatten(policy.model), params_P, codec=codec.codec, block=codec.block, residual=residual_P)
         except ValueError as error:
-            raise TrainingError(f"client {client.name}: training diverged: {error}; is train.lr too high?") from None
+            raise TrainingError(f"{error}; training diverged, is train.lr too high?") from None
         header = Header(client.name, round_number, Manifest.of(policy.model).hash, fingerprint(params_P))
         payload = pack(delta, header)
     return Reply(client.name, replace(report, seconds=dict(stopwatch.seconds)), payload)

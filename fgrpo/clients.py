@@ -67,7 +67,10 @@ def _from_tasks(name: str, client: ClientConfig, config: Config) -> Client:
         raise ConfigError(f"clients: the name {name!r} also names a file; use letters, digits, '_', '.' and '-'")
     seed = derive_seed(config.seed, name)
     share = -(-config.evaluation.prompts // len(client.tasks))
-    curricula = [Curriculum(make_task(task, derive_seed(seed, i)), share) for i, task in enumerate(client.tasks)]
+    try:
+        curricula = [Curriculum(make_task(task, derive_seed(seed, i)), share) for i, task in enumerate(client.tasks)]
+    except ConfigError as error:
+        raise ConfigError(f"client {name}: {error}") from None
     return Client(name, tuple(curricula), tuple(task.weight for task in client.tasks), client.reward_scale, seed)
 
 
@@ -102,5 +105,10 @@ def _splitter(partition: PartitionConfig, seed: int):  # type: ignore[no-untyped
     if partition.scheme == "column":
         return by.NaturalIdPartitioner(partition.column)
     return by.DirichletPartitioner(
-        partition.clients, partition.column, alpha=partition.alpha, min_partition_size=8, self_balancing=False, seed=seed
+        partition.clients,
+        partition.column,
+        alpha=partition.alpha,
+        min_partition_size=8,
+        self_balancing=False,
+        seed=seed,
     )

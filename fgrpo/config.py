@@ -81,7 +81,7 @@ class LoraConfig:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
 
@@ -120,7 +120,7 @@ class TrainConfig:
         clip_high: the ratio's upper clip range.
         level: importance ratio per token (GRPO) or per sequence (GSPO).
         reduction: how token losses are weighted; see `fgrpo_kernels.token_weights`.
-        advantage_scale: divide advantages by the standard deviation of the group, of the batch, or not at all (Dr. GRPO).
+        advantage_scale: divide advantages by the group's standard deviation, the batch's, or nothing (Dr. GRPO).
         baseline: subtract the group's mean, or the mean of the other completions (RLOO).
         beta: weight of the KL penalty towards the starting model.
         entropy_coef: weight of the entropy bonus.

@@ -32,7 +32,7 @@ class Engine(Protocol):
         """
         ...
 
-    def evaluate(self, state: ServerState) -> Iterable[Evaluation]:
+    def evaluate(self, state: ServerState) -> Iterable[Evaluation | Failure]:
         """Evaluate the global model on every client's held-out prompts."""
         ...
 

@@ -1,4 +1,4 @@
-"""The errors that a person can mend. The CLI prints them as one line; everything else is a bug and keeps its traceback."""
+"""The errors that a person can mend. The CLI prints them as one line; anything else is a bug with its traceback."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fgrpo.config import Config
 from fgrpo.engine import Engine, Observer
 from fgrpo.errors import RunError
 from fgrpo.parameters import fingerprint
-from fgrpo.records import Accepted, Record, RoundSummary, ServerState
+from fgrpo.records import Accepted, Evaluation, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.server import server_step
 from fgrpo.stopwatch import Stopwatch
@@ -67,7 +67,9 @@ def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, 
         _close_round(state, [], [], engine, config, folder, observer)
     while state.round < config.rounds:
         state, summary, accepted = play_round(state, engine, config, observer)
-        _close_round(state, [*(reply.report for reply in accepted), summary], accepted, engine, config, folder, observer)
+        _close_round(
+            state, [*(reply.report for reply in accepted), summary], accepted, engine, config, folder, observer
+        )
     return state
 
 
@@ -84,7 +86,8 @@ def _close_round(
     every = config.evaluation.every
     if state.round in (0, config.rounds) or (every and state.round % every == 0):
         observer.stage("server", "evaluate")
-        records = [*records, *engine.evaluate(state)]
+        # A client that cannot be evaluated cannot train either: its quarantine gives the reason.
+        records = [*records, *(e for e in engine.evaluate(state) if isinstance(e, Evaluation))]
     observer.stage("server", "save")
     folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
     for record in records:

@@ -51,7 +51,10 @@ class InProcess:
         past = state.residuals.get(client.name)
         return torch.zeros_like(state.params_P) if past is None else past.clone()
 
-    def evaluate(self, state: ServerState) -> Iterator[Evaluation]:
+    def evaluate(self, state: ServerState) -> Iterator[Evaluation | Failure]:
         load_flat(self._policy.model, state.params_P)
         for client in self._members:
-            yield evaluate(self._policy, client, self._config, state.round)
+            try:
+                yield evaluate(self._policy, client, self._config, state.round)
+            except FgrpoError as error:
+                yield Failure(client.name, str(error))

@@ -16,7 +16,7 @@ from fgrpo.records import Report, Rollouts
 from fgrpo.rollouts import sample
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
-from fgrpo_kernels import GroupAdvantages, PPOClip, group_advantages, token_weights
+from fgrpo_kernels import GroupAdvantages, GRPOLoss, PPOClip, group_advantages, token_weights
 
 
 @dataclass
@@ -93,22 +93,33 @@ def _rewards(client: Client, questions: list[Question], rollouts: Rollouts, grou
     )
 
 
-def _losses(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> Iterator:
-    """Yield the loss of every minibatch of every pass; the caller takes an optimiser step between two of them."""
+def _losses(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> Iterator[GRPOLoss]:
+    """Yield the loss of every minibatch of every pass; the caller takes an optimiser step between two of them.
+
+    Sequences without signal (advantage 0, and neither a KL nor an entropy term) do not enter the model: they count in
+    the normalisation and give no gradient. A minibatch without any signal yields nothing.
+    """
     train = config.train
     ref_logp_BT = policy.reference_logp(rollouts, config.rollout.temperature) if train.beta > 0 else None
-    policy.model.train()
+    has_signal_B = advantages_B != 0 if train.beta == train.entropy_coef == 0 else torch.ones_like(advantages_B).bool()
     rows_per_part = -(-config.rollout.prompts_per_step // train.minibatches) * config.rollout.group_size
+    policy.model.train()
     for _ in range(train.updates_per_rollout):
-        for start in range(0, len(advantages_B), rows_per_part):
-            rows = slice(start, start + rows_per_part)
-            part = rollouts.part(rows)
+        for part in torch.arange(len(advantages_B), device=advantages_B.device).split(rows_per_part):
+            weights_BT = token_weights(
+                rollouts.mask_BT[part], train.reduction, max_length=config.rollout.max_new_tokens
+            )
+            informative = has_signal_B[part]
+            rows = part[informative]
+            if len(rows) == 0:
+                continue
+            batch = rollouts.rows(rows)
             yield policy.loss(
-                part,
+                batch,
                 advantages_B[rows],
-                token_weights(part.mask_BT, train.reduction, max_length=config.rollout.max_new_tokens),
-                mask=part.mask_BT,
-                old_logp=part.old_logp_BT,
+                weights_BT[informative],
+                mask=batch.mask_BT,
+                old_logp=batch.old_logp_BT,
                 ref_logp=None if ref_logp_BT is None else ref_logp_BT[rows],
                 objective=PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
                 beta=train.beta,

@@ -39,7 +39,7 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
     extra = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **extra)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **extra)
     except (OSError, ValueError, ImportError) as error:
         kind = "folder" if Path(source).is_dir() else "hub id or folder"
         reason = str(error).strip().splitlines()[0]

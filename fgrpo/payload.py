@@ -82,7 +82,9 @@ def unpack(payload: bytes) -> tuple[Header, Encoded]:
     return header, delta
 
 
-def expect(header: Header, delta: Encoded, *, client: str, round_number: int, manifest: str, size: int, base: str) -> None:
+def expect(
+    header: Header, delta: Encoded, *, client: str, round_number: int, manifest: str, size: int, base: str
+) -> None:
     """Raise PayloadError unless a payload is what the server is waiting for."""
     for what, got, wanted, cause in (
         ("client", header.client, client, "was the reply sent under another name?"),
@@ -110,7 +112,9 @@ def _open(payload: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     for name, (wire_dtype, dtype) in _DTYPES.items():
         part = parts[name]
         if part["dtype"] != wire_dtype or len(part["shape"]) != 1:
-            raise PayloadError(f"payload: {name} is {part['dtype']} {part['shape']}, expected {wire_dtype} in one dimension")
+            raise PayloadError(
+                f"payload: {name} is {part['dtype']} {part['shape']}, expected {wire_dtype} in one dimension"
+            )
         data = bytearray(part["data"])
         tensors[name] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     metadata = json.loads(payload[8 : 8 + header_bytes]).get("__metadata__") or {}

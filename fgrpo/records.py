@@ -53,10 +53,15 @@ class Rollouts:
     def prompt_length(self) -> int:
         return self.tokens_BL.shape[1] - self.mask_BT.shape[1]
 
-    def part(self, rows: slice) -> Rollouts:
-        """Return some of the sequences."""
-        tensors = (self.tokens_BL, self.attention_BL, self.mask_BT, self.old_logp_BT)
-        return Rollouts(*(tensor[rows] for tensor in tensors), self.completions[rows])
+    def rows(self, index: Tensor) -> Rollouts:
+        """Return the sequences at an int64 index."""
+        return Rollouts(
+            self.tokens_BL[index],
+            self.attention_BL[index],
+            self.mask_BT[index],
+            self.old_logp_BT[index],
+            tuple(self.completions[i] for i in index.tolist()),
+        )
 
 
 @dataclass(frozen=True)

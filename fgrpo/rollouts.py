@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from fgrpo.config import RolloutConfig
+from fgrpo.errors import TrainingError
 from fgrpo.records import Rollouts
 
 
@@ -28,6 +30,8 @@ class _SampledLogprobs(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self._take(input_ids)
         self._pending_BV = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        if self._pending_BV.isnan().any():
+            raise TrainingError("the model's logits are not numbers any more; training diverged, is train.lr too high?")
         return scores
 
     def finish(self, sequences_BL: Tensor) -> Tensor:
@@ -68,11 +72,13 @@ def sample(
     device = next(model.parameters()).device
     texts = [render(tokenizer, prompt, config.system_prompt) for prompt in prompts]
     encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=tokenizer.chat_template is None)
+    encoded = encoded.to(device)
     group_size = 1 if greedy else config.group_size
-    prompt_BL = encoded["input_ids"].repeat_interleave(group_size, dim=0).to(device)
-    prompt_mask_BL = encoded["attention_mask"].repeat_interleave(group_size, dim=0).to(device)
+    prompt_BL = encoded["input_ids"].repeat_interleave(group_size, dim=0)
+    prompt_mask_BL = encoded["attention_mask"].repeat_interleave(group_size, dim=0)
     recorder = _SampledLogprobs(config.temperature)
-    choice = {"do_sample": False} if greedy else {"do_sample": True, "temperature": config.temperature}
+    # top_k and top_p are switched off: the recorded log-probability is that of the whole distribution.
+    choice = {"temperature": config.temperature, "top_k": 0, "top_p": 1.0} if not greedy else {}
     end_ids = end_token_ids(model, tokenizer)
     with _forked_rng(device), torch.no_grad():
         torch.manual_seed(seed)
@@ -81,8 +87,8 @@ def sample(
             attention_mask=prompt_mask_BL,
             max_new_tokens=config.max_new_tokens,
             logits_processor=LogitsProcessorList([recorder]),
-            top_k=0,
-            top_p=1.0,
+            past_key_values=_group_cache(model, encoded["input_ids"], encoded["attention_mask"], group_size),
+            do_sample=not greedy,
             repetition_penalty=1.0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=end_ids,
@@ -98,6 +104,28 @@ def sample(
         old_logp_BT=old_logp_BT.masked_fill(~mask_BT, 0.0),
         completions=tuple(tokenizer.batch_decode(completion_BT.where(mask_BT, tokenizer.pad_token_id), True)),
     )
+
+
+def _group_cache(model: nn.Module, prompt_PL: Tensor, mask_PL: Tensor, group_size: int) -> DynamicCache | None:
+    """Return a cache of the P prompts but for their last token, repeated for every member of the group.
+
+    A prompt is then read once, not once per completion. None (`generate` reads the prompts itself) where there is
+    nothing to share, or where the model's cache is of a kind that does not simply repeat.
+    """
+    if group_size == 1 or prompt_PL.shape[1] == 1:
+        return None
+    positions_PL = (mask_PL.cumsum(dim=1) - 1).clamp_min(0)
+    cache = model(
+        input_ids=prompt_PL[:, :-1],
+        attention_mask=mask_PL[:, :-1],
+        position_ids=positions_PL[:, :-1],
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.batch_repeat_interleave(group_size)
+    return cache
 
 
 def end_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:

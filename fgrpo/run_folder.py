@@ -1,11 +1,11 @@
 """A run on disk. A round is there whole or not at all, so a killed run goes on from its last whole round.
 
-    RUN/config.yaml                 the configuration
-    RUN/rounds/0003/records.jsonl   what the round measured
-    RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
-    RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
-    RUN/metrics.jsonl               the records of all rounds, one after another
-    RUN/tensorboard/, RUN/model/    curves, and the final model
+RUN/config.yaml                 the configuration
+RUN/rounds/0003/records.jsonl   what the round measured
+RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
+RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
+RUN/metrics.jsonl               the records of all rounds, one after another
+RUN/tensorboard/, RUN/model/    curves, and the final model
 """
 
 from __future__ import annotations
@@ -107,8 +107,15 @@ class RunFolder:
             residuals=_under("residual.", tensors),
         )
 
-    def rebuild_metrics(self) -> None:
-        """Write `metrics.jsonl` anew from the whole rounds."""
+    def reopen(self, config_yaml: str) -> None:
+        """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds."""
+        try:
+            self.config_file.write_text(config_yaml)
+            self._rebuild_metrics()
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _rebuild_metrics(self) -> None:
         self.metrics_file.write_bytes(b"".join((self._round(n) / "records.jsonl").read_bytes() for n in self.rounds()))
 
     def records(self) -> Iterator[Record]:

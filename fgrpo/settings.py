@@ -149,5 +149,5 @@ def _paths(kind: type, prefix: str) -> Iterator[str]:
     for name, hint in get_type_hints(kind).items():
         yield prefix + name
         for inner in (hint, *get_args(hint), *(a for arg in get_args(hint) for a in get_args(arg))):
-            if is_dataclass(inner):
+            if isinstance(inner, type) and is_dataclass(inner):
                 yield from _paths(inner, f"{prefix}{name}.")

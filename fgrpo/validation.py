@@ -54,7 +54,7 @@ def sort_replies(
 def _check_report(report: Report, client: str, round_number: int) -> None:
     if (report.client, report.round) != (client, round_number):
         raise PayloadError(
-            f"report: it is of client {report.client!r}, round {report.round}, expected {client!r}, round {round_number}"
+            f"report: of client {report.client!r}, round {report.round}, expected {client!r}, round {round_number}"
         )
     if report.sequences < 1:
         raise PayloadError(f"report: {report.sequences} sequences, expected at least one")

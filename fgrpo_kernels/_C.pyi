@@ -1,3 +1,4 @@
+# ruff: noqa: N999
 # The compiled codec (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B".
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,7 @@ def encode(
     scales: Buffer,
     num_threads: int,
 ) -> None: ...
-def decode(
-    codes: Buffer, scales: Buffer, codec: str, block: int, size: int, out: Buffer, num_threads: int
-) -> None: ...
+def decode(codes: Buffer, scales: Buffer, codec: str, block: int, size: int, out: Buffer, num_threads: int) -> None: ...
 def aggregate(
     payloads: Sequence[tuple[Buffer, Buffer, str, int, int]], weights: Sequence[float], out: Buffer, num_threads: int
 ) -> None: ...

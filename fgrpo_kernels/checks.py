@@ -55,5 +55,6 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> 
     for name, x in (("weight", weight), ("bias", bias)):
         if x is not None and x.dtype != hidden.dtype:
             raise TypeError(
-                f"{op}: {name} is {x.dtype} but hidden is {hidden.dtype}; cast one of them, or call inside torch.autocast"
+                f"{op}: {name} is {x.dtype} but hidden is {hidden.dtype}; cast one of them, or call it inside "
+                "torch.autocast"
             )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CODECS", "Encoded", "aggregate", "check_codes", "decode", "encode"]
 
 CODECS = ("int8", "int4", "int2", "none")
+ROUNDINGS = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,9 @@ class Encoded:
     size: int
 
     def __post_init__(self) -> None:
-        for name in ("block", "size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"Encoded: {name} must be an int, got {value!r}")
-            if value < 0:
-                raise ValueError(f"Encoded: {name} must not be negative, got {value}")
+        _require_format("Encoded", self.codec, self.block)
+        if _require_int("Encoded: size", self.size) < 0:
+            raise ValueError(f"Encoded: size must not be negative, got {self.size}")
         expected = {
             "codes": (torch.uint8, _C.code_bytes(self.codec, self.block, self.size)),
             "scales": (torch.bfloat16, _C.scale_count(self.codec, self.block, self.size)),
@@ -105,7 +103,10 @@ def encode(
         base = _require_flat("encode: base", base, torch.float32, torch.bfloat16)
     if residual is not None:
         residual = _require_writable("encode: residual", residual)
-    if not 0 <= seed < 2**64:
+    _require_format("encode", codec, block)
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"encode: rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if not 0 <= _require_int("encode: seed", seed) < 2**64:
         raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
     codes = torch.empty(_C.code_bytes(codec, block, new.numel()), dtype=torch.uint8)
     scales = torch.empty(_C.scale_count(codec, block, new.numel()), dtype=torch.bfloat16)
@@ -129,8 +130,9 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
 
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
     """
+    fields = _fields("decode: the payload", encoded)
     out = _output("decode", out, encoded.size)
-    _C.decode(*_fields(encoded), _view(out), _threads("decode", num_threads))
+    _C.decode(*fields, _view(out), _threads("decode", num_threads))
     return out
 
 
@@ -153,8 +155,8 @@ def aggregate(
     if len(encodeds) == 0:
         raise ValueError("aggregate: no payloads; did every client fail?")
     weight_list = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    payloads = [_fields(f"aggregate: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
     out = _output("aggregate", out, encodeds[0].size)
-    payloads = [_fields(encoded) for encoded in encodeds]
     _C.aggregate(payloads, weight_list, _view(out), _threads("aggregate", num_threads))
     return out
 
@@ -165,10 +167,12 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
     For payloads from outside: codes in range (-128, -8 and -2 are not used), scales finite, not negative and not so
     large that a value overflows float32, padding zero. Reads the codes once, at the speed of memory.
     """
-    _C.check(*_fields(encoded), _threads("check_codes", num_threads))
+    _C.check(*_fields("check_codes: the payload", encoded), _threads("check_codes", num_threads))
 
 
-def _fields(encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+def _fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+    if not isinstance(encoded, Encoded):
+        raise TypeError(f"{where} must be an Encoded, got {type(encoded).__name__}")
     return _view(encoded.codes), _view(encoded.scales), encoded.codec, encoded.block, encoded.size
 
 
@@ -176,9 +180,23 @@ def _threads(function: str, num_threads: int | None) -> int:
     """The core's count, where 0 means every core."""
     if num_threads is None:
         return 0
-    if num_threads < 1:
+    if _require_int(f"{function}: num_threads", num_threads) < 1:
         raise ValueError(f"{function}: num_threads must be at least 1, or None for every core, got {num_threads}")
     return num_threads
+
+
+def _require_int(where: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where} must be an int, got {value!r}")
+    return value
+
+
+def _require_format(where: str, codec: object, block: object) -> None:
+    if codec not in CODECS:
+        raise ValueError(f"{where}: codec must be one of {', '.join(CODECS)}, got {codec!r}")
+    size = _require_int(f"{where}: block", block)
+    if not 32 <= size <= 1024 or size & (size - 1):
+        raise ValueError(f"{where}: block must be a power of two from 32 to 1024, got {size}")
 
 
 def _require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
@@ -217,7 +235,11 @@ def _output(function: str, out: Tensor | None, size: int) -> Tensor:
     return out
 
 
-_ITEMS = {torch.float32: ctypes.c_float, torch.bfloat16: ctypes.c_uint16, torch.uint8: ctypes.c_uint8}
+_ITEMS: dict[torch.dtype, Any] = {
+    torch.float32: ctypes.c_float,
+    torch.bfloat16: ctypes.c_uint16,
+    torch.uint8: ctypes.c_uint8,
+}
 
 
 def _view(tensor: Tensor) -> ctypes.Array[Any]:

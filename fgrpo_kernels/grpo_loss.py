@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
 from fgrpo_kernels.kl import KL
-from fgrpo_kernels.layout import policy_terms
+from fgrpo_kernels.layout import flatten_terms
 from fgrpo_kernels.objectives import Objective, PPOClip
 from fgrpo_kernels.results import GRPOLoss
 from fgrpo_kernels.rowwise import accumulation_dtype
@@ -76,8 +76,8 @@ def grpo_loss(
     """
     check_floating("grpo_loss", "logits", logits)
     check_positive("grpo_loss", "temperature", temperature)
-    logits = logits[..., : real_vocab_size("grpo_loss", vocab_size, logits.shape[-1])]
-    terms = policy_terms(
+    vocab_size = real_vocab_size("grpo_loss", vocab_size, logits.shape[-1])
+    terms = flatten_terms(
         "grpo_loss",
         logits.shape[:-1],
         accumulation_dtype(logits.dtype),
@@ -96,8 +96,8 @@ def grpo_loss(
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
     rows, terms = terms.informative_rows()
     targets_n = targets.reshape(-1)[rows]
-    check_targets("grpo_loss", targets_n, logits.shape[-1])
-    logp_n, entropy_n = logprobs_of_rows(logits, targets_n, rows, temperature)
+    check_targets("grpo_loss", targets_n, vocab_size)
+    logp_n, entropy_n = logprobs_of_rows(logits, targets_n, rows, temperature, vocab_size)
     return GRPOLoss(terms.loss(logp_n, entropy_n), terms.metrics(logp_n, entropy_n))
 
 

@@ -1,6 +1,6 @@
 """From the two layouts that callers have, padded and packed, to N rows of constants for the loss.
 
-    B sequences   T tokens of the longest   N rows: B*T, or packed   S sequences of a packed batch
+B sequences   T tokens of the longest   N rows: B*T, or packed   S sequences of a packed batch
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fgrpo_kernels.objectives import Objective
 from fgrpo_kernels.policy_terms import PolicyTerms
 
 
-def policy_terms(
+def flatten_terms(
     op: str,
     rows_shape: torch.Size,
     dtype: torch.dtype,
@@ -81,7 +81,9 @@ def _sequences(
     device = advantages.device
     if len(rows_shape) == 2:
         if sequence_ids is not None:
-            raise ValueError(f"{op}: sequence_ids belong to the packed layout; in [B, T] the rows of B are the sequences")
+            raise ValueError(
+                f"{op}: sequence_ids belong to the packed layout; in [B, T] the rows of B are the sequences"
+            )
         B, T = rows_shape
         if advantages.shape == (B,):
             advantages = advantages[:, None]

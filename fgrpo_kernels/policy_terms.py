@@ -18,6 +18,7 @@ from torch import Tensor
 from fgrpo_kernels.kl import ESTIMATORS, KL, k3
 from fgrpo_kernels.objectives.base import MAX_LOG_RATIO, Objective, Tokens, bounded_exp
 
+
 @dataclass(frozen=True)
 class PolicyTerms:
     """N token rows with everything the loss needs but their logits.
@@ -61,8 +62,8 @@ class PolicyTerms:
         """Indices `[n]` of the rows that can change the loss or its gradient, in order, and their terms.
 
         A row is left out if its weight is 0, or if its policy term is 0 (advantage or factor 0) and there is no
-        other term. For a sequence-level objective, the masked rows of a sequence stay as long as one of its rows
-        has a policy term: the sequence's ratio depends on all of them.
+        other term. For a sequence-level objective, all masked rows of a sequence stay if one of its rows does: the
+        sequence's ratio depends on them.
         """
         weighted_N = self.weights_N != 0
         policy_N = weighted_N & (self.advantages_N != 0)
@@ -71,7 +72,7 @@ class PolicyTerms:
         informative_N = policy_N if self.beta == 0 and self.entropy_coef == 0 else weighted_N
         if self.sequence_ids_N is not None:
             live_S = torch.zeros(self.num_sequences, dtype=torch.bool, device=policy_N.device)
-            live_S[self.sequence_ids_N[policy_N]] = True
+            live_S[self.sequence_ids_N[informative_N]] = True
             informative_N = informative_N | (self.mask_N & live_S[self.sequence_ids_N])
         rows = informative_N.nonzero().squeeze(1)
         return rows, self.select(rows)._without_weightless_values()
@@ -144,9 +145,7 @@ class PolicyTerms:
 
     def _tokens(self, logp_N: Tensor) -> Tokens:
         old_logp_N = logp_N.detach() if self.old_logp_N is None else self.old_logp_N
-        return Tokens(
-            logp_N, old_logp_N, self.advantages_N, self.mask_N, self.sequence_ids_N, self.num_sequences
-        )
+        return Tokens(logp_N, old_logp_N, self.advantages_N, self.mask_N, self.sequence_ids_N, self.num_sequences)
 
     def _kl(self, tokens: Tokens) -> Tensor:
         assert self.ref_logp_N is not None, "checked where the terms are made"

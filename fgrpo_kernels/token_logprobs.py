@@ -38,21 +38,25 @@ def token_logprobs(
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])
     check_positive("token_logprobs", "temperature", temperature)
-    return TokenLogprobs(*logprobs_of_rows(logits, targets, None, temperature, inplace_backward))
+    rows = torch.arange(targets.numel(), device=logits.device)
+    outputs = logprobs_of_rows(logits, targets.reshape(-1), rows, temperature, logits.shape[-1], inplace_backward)
+    return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 
 def logprobs_of_rows(
-    logits: Tensor, targets: Tensor, rows: Tensor | None, temperature: float, inplace_backward: bool = False
+    logits: Tensor,
+    targets_n: Tensor,
+    rows_n: Tensor,
+    temperature: float,
+    vocab_size: int,
+    inplace_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """logp and entropy of some rows of `logits`, without a copy of them: `[...]` for `rows=None`, else `[n]`.
+    """logp and entropy `[n]` of some rows of `logits` `[..., V]` over its first `vocab_size` columns. Not checked.
 
-    Args:
-        logits: `[..., V]`, not checked.
-        targets: `[...]` for `rows=None`, else those of the rows, `[n]`.
-        rows: int64 `[n]`, distinct indices into the flattened leading dimensions; None for all of them.
+    `rows_n` are distinct indices into the flattened leading dimensions, `targets_n` the targets of those rows.
     """
-    logp, entropy = _TokenLogprobs.apply(logits, targets.reshape(-1), rows, temperature, inplace_backward)
-    return (logp, entropy) if rows is not None else (logp.view(targets.shape), entropy.view(targets.shape))
+    logp_n, entropy_n = _TokenLogprobs.apply(logits, targets_n, rows_n, temperature, vocab_size, inplace_backward)
+    return logp_n, entropy_n
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -60,36 +64,40 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets_n: Tensor, rows_n: Tensor | None, temperature: float, inplace_backward: bool
+        ctx: Any,
+        logits: Tensor,
+        targets_n: Tensor,
+        rows_n: Tensor,
+        temperature: float,
+        vocab_size: int,
+        inplace_backward: bool,
     ) -> tuple[Tensor, Tensor]:
-        if rows_n is None:
-            rows_n = torch.arange(len(targets_n), device=logits.device)
         stats = RowStats.empty(len(rows_n), logits)
         for block in slices(len(rows_n), logits):
-            stats.store(block, row_stats(logits[_index(rows_n[block], logits)], targets_n[block], temperature))
+            logits_nV = logits[_index(rows_n[block], logits, vocab_size)]
+            stats.store(block, row_stats(logits_nV, targets_n[block], temperature))
         ctx.save_for_backward(logits, targets_n, rows_n, *stats)
-        ctx.temperature = temperature
-        ctx.inplace_backward = inplace_backward
+        ctx.temperature, ctx.vocab_size, ctx.inplace_backward = temperature, vocab_size, inplace_backward
         ctx.set_materialize_grads(False)
         return stats.logp_n, stats.entropy_n
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None
-    ) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, targets_n, rows_n, *saved = ctx.saved_tensors
         stats = RowStats(*saved)
         kept, grad_logp_n, grad_entropy_n = rows_with_gradient(stats, grad_logp_n, grad_entropy_n)
-        # detach shares the version counter: a second backward finds the saved logits changed, and raises.
-        grad_logits = logits.detach() if ctx.inplace_backward else torch.zeros_like(logits)
         if ctx.inplace_backward:
+            # detach shares the version counter: a second backward finds the saved logits changed, and raises.
+            grad_logits = logits.detach()
             left_out = torch.ones(logits.shape[:-1].numel(), dtype=torch.bool, device=logits.device)
             left_out[rows_n[kept]] = False
             grad_logits[left_out.view(logits.shape[:-1])] = 0
+        else:
+            grad_logits = torch.zeros_like(logits)
         for block in slices(len(kept), logits):
             n = kept[block]
-            index = _index(rows_n[n], logits)
+            index = _index(rows_n[n], logits, ctx.vocab_size)
             grad_logits[index] = logits_gradient_(
                 logits[index],
                 targets_n[n],
@@ -98,9 +106,9 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_logp_n[n],
                 None if grad_entropy_n is None else grad_entropy_n[n],
             )
-        return grad_logits, None, None, None, None
+        return grad_logits, None, None, None, None, None
 
 
-def _index(rows_n: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+def _index(rows_n: Tensor, logits: Tensor, vocab_size: int) -> tuple[Tensor | slice, ...]:
     """Rows of the flattened leading dimensions as an index into the (perhaps strided) logits."""
-    return torch.unravel_index(rows_n, logits.shape[:-1])
+    return (*torch.unravel_index(rows_n, logits.shape[:-1]), slice(vocab_size))

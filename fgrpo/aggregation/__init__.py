@@ -26,9 +26,7 @@ def make_rule(config: AggregationConfig) -> Rule:
     return rules[config.rule]
 
 
-def gains(
-    config: AggregationConfig, reports: Sequence[Report], history: Mapping[str, ClientHistory]
-) -> list[float]:
-    """Return each report's relative performance gain, whatever the rule: it is what a reader of the metrics asks for."""
+def gains(config: AggregationConfig, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
+    """Return each report's relative performance gain, whatever the rule; the metrics show it."""
     rule = FGRPO(config.tau, config.clip, config.cap, config.scale)
     return [rule.gain(report, history.get(report.client)) for report in reports]

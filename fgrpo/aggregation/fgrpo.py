@@ -53,6 +53,8 @@ def capped(weights: Sequence[float], cap: float) -> list[float]:
     result, full = list(weights), set[int]()
     while over := {k for k, weight in enumerate(result) if weight > cap} - full:
         full |= over
-        others = normalised([0.0 if k in full else weight for k, weight in enumerate(weights)])
-        result = [cap if k in full else others[k] * (1 - cap * len(full)) for k in range(len(weights))]
+        below = [k for k in range(len(weights)) if k not in full]
+        result = [cap] * len(weights)
+        for k, share in zip(below, normalised([weights[k] for k in below]), strict=True):
+            result[k] = share * (1 - cap * len(full))
     return result

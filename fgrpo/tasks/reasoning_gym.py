@@ -41,7 +41,7 @@ def _create(name: str, params: dict[str, Any], seed: int) -> Any:
         raise ConfigError(f"task {name}: reasoning-gym is not installed: pip install 'fgrpo[tasks]'") from None
     if name not in DATASETS:
         raise ConfigError(
-            f"unknown reasoning-gym task '{name}'{did_you_mean(name, DATASETS)} (reasoning-gym has {len(DATASETS)} tasks)"
+            f"unknown reasoning-gym task '{name}'{did_you_mean(name, DATASETS)} (it has {len(DATASETS)} tasks)"
         )
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=_ENDLESS, **params)

@@ -40,7 +40,9 @@ def math_verify(completion: str, answer: str) -> float:
     except ImportError:
         raise ConfigError("reward math_verify needs the package math-verify: pip install 'fgrpo[tasks]'") from None
     # Their time limits use signals, which only the main thread may set.
-    return float(verify(parse(answer, parsing_timeout=None), parse(completion, parsing_timeout=None), timeout_seconds=None))
+    return float(
+        verify(parse(answer, parsing_timeout=None), parse(completion, parsing_timeout=None), timeout_seconds=None)
+    )
 
 
 NAMED: dict[str, Reward] = {"exact_match": exact_match, "number_match": number_match, "math_verify": math_verify}

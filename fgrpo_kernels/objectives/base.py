@@ -1,6 +1,6 @@
 """What an objective sees of a batch, and what it must provide.
 
-    N token rows   S sequences
+N token rows   S sequences
 """
 
 from __future__ import annotations

@@ -1,0 +1,208 @@
+// The contract of delta_codec.h, checked without Python: sizes, round trips, errors that leave outputs alone,
+// and the same bits from every instruction set and thread count. Meant to run under sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+
+#include "delta_codec.h"
+
+using namespace fgrpo;
+
+namespace {
+
+#define CHECK(condition)                                                        \
+    do {                                                                        \
+        if (!(condition)) {                                                     \
+            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                       \
+        }                                                                       \
+    } while (false)
+
+template <typename Error, typename Function>
+std::string message_of(const Function& function) {
+    try {
+        function();
+    } catch (const Error& error) {
+        return error.what();
+    }
+    CHECK(!"nothing was thrown");
+    return "";
+}
+
+bool contains(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
+
+constexpr Codec kCodecs[] = {Codec::int8, Codec::int4, Codec::int2, Codec::none};
+constexpr std::size_t kSizes[] = {0, 1, 31, 32, 33, 63, 64, 65, 2047, 2048, 2049, 70001};
+
+std::vector<float> gaussian(std::size_t size, unsigned seed) {
+    std::mt19937 engine(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(size);
+    for (float& value : values) value = normal(engine);
+    return values;
+}
+
+// An encoded delta that owns its bytes, in buffers of exactly the size of the contract.
+struct Owned {
+    Owned(Format format, std::size_t size)
+        : format(format), size(size), codes(code_bytes(format, size)), scales(scale_count(format, size)) {}
+    Payload payload() const { return {format, size, codes, scales}; }
+    bool operator==(const Owned& other) const { return codes == other.codes && scales == other.scales; }
+
+    Format format;
+    std::size_t size;
+    std::vector<std::uint8_t> codes;
+    std::vector<bfloat16> scales;
+};
+
+Owned encoded(const std::vector<float>& delta, Format format, Rounding rounding = Rounding::nearest,
+              int threads = 1) {
+    Owned owned(format, delta.size());
+    encode(std::span(delta), std::nullopt, {}, format, rounding, 7, owned.codes, owned.scales, threads);
+    return owned;
+}
+
+void test_sizes() {
+    CHECK(code_bytes({Codec::int8, 64}, 65) == 128 && scale_count({Codec::int8, 64}, 65) == 2);
+    CHECK(code_bytes({Codec::int4, 32}, 1) == 16 && scale_count({Codec::int4, 32}, 1) == 1);
+    CHECK(code_bytes({Codec::int2, 1024}, 1025) == 512 && scale_count({Codec::int2, 1024}, 1025) == 2);
+    CHECK(code_bytes({Codec::none, 64}, 3) == 12 && scale_count({Codec::none, 64}, 3) == 0);
+    for (const Codec codec : kCodecs) CHECK(code_bytes({codec, 64}, 0) == 0);
+    for (const std::size_t block : {0u, 16u, 48u, 2048u}) {
+        CHECK(contains(message_of<std::invalid_argument>([&] { code_bytes({Codec::int8, block}, 1); }),
+                       "block"));
+    }
+    const std::size_t huge = std::numeric_limits<std::size_t>::max();
+    CHECK(
+        contains(message_of<std::invalid_argument>([&] { code_bytes({Codec::int8, 64}, huge); }), "memory"));
+    CHECK(contains(message_of<std::invalid_argument>([] { codec_named("int3"); }), "int8, int4, int2, none"));
+}
+
+void test_round_trip_with_feedback() {
+    for (const Codec codec : kCodecs) {
+        for (const std::size_t block : {32u, 64u, 1024u}) {
+            for (const std::size_t size : kSizes) {
+                const std::vector<float> updated = gaussian(size, 1), base = gaussian(size, 2);
+                std::vector<float> residual = gaussian(size, 3), before = residual, out(size);
+                Owned owned({codec, block}, size);
+                encode(std::span(updated), Values(std::span(base)), residual, owned.format, Rounding::nearest,
+                       0, owned.codes, owned.scales);
+                check(owned.payload());
+                decode(owned.payload(), out);
+                for (std::size_t i = 0; i < size; ++i) {
+                    const float delta = (updated[i] - base[i]) + before[i];
+                    CHECK(out[i] + residual[i] == delta || std::abs(out[i] + residual[i] - delta) < 1e-6f);
+                    CHECK(codec != Codec::none || out[i] == delta);
+                }
+            }
+        }
+    }
+}
+
+void test_same_bits_everywhere() {
+    const std::vector<float> delta = gaussian(300001, 4);
+    for (const Codec codec : kCodecs) {
+        for (const Rounding rounding : {Rounding::nearest, Rounding::stochastic}) {
+            use_simd(simd_levels().front());
+            const Owned expected = encoded(delta, {codec, 64}, rounding);
+            std::vector<float> expected_sum(delta.size());
+            const std::vector<Payload> payloads(5, expected.payload());
+            const std::vector<float> weights = {0.1f, -2.0f, 0.0f, 1e-3f, 0.7f};
+            aggregate(payloads, weights, expected_sum, 1);
+            for (const std::string& level : simd_levels()) {
+                use_simd(level);
+                for (const int threads : {1, 2, 5}) {
+                    CHECK(encoded(delta, {codec, 64}, rounding, threads) == expected);
+                    std::vector<float> sum(delta.size(), NAN);
+                    aggregate(payloads, weights, sum, threads);
+                    CHECK(sum == expected_sum);
+                }
+            }
+        }
+    }
+}
+
+void test_what_cannot_be_encoded() {
+    const std::vector<float> base(100000, 1.0f), start = gaussian(100000, 5);
+    for (const float bad : {NAN, INFINITY, -INFINITY, 3e38f}) {
+        for (const std::size_t index : {0u, 77777u, 99999u}) {
+            std::vector<float> updated = gaussian(100000, 6), residual = start;
+            updated[index] = updated[99999] = bad;
+            Owned owned({Codec::int4, 64}, updated.size());
+            try {
+                encode(std::span(updated), Values(std::span(base)), residual, owned.format, Rounding::nearest,
+                       0, owned.codes, owned.scales, 3);
+                CHECK(!"nothing was thrown");
+            } catch (const NotEncodable& error) {
+                CHECK(error.index == index);
+                CHECK(contains(error.what(), "index " + std::to_string(index) + " "));
+            }
+            CHECK(residual == start);
+        }
+    }
+}
+
+void test_wrong_arguments() {
+    const std::vector<float> delta = gaussian(1000, 7);
+    Owned owned = encoded(delta, {Codec::int8, 64});
+    std::vector<float> out(1000), small(999);
+    const auto refused = [](const auto& function, const char* part) {
+        CHECK(contains(message_of<std::invalid_argument>(function), part));
+    };
+    const auto encode_with = [&](std::span<float> residual, std::span<std::uint8_t> codes) {
+        encode(std::span(delta), std::nullopt, residual, owned.format, Rounding::nearest, 0, codes,
+               owned.scales);
+    };
+    refused([&] { encode_with(small, owned.codes); }, "residual has 999");
+    refused([&] { encode_with({}, std::span(owned.codes).first(10)); }, "got 10 and 16");
+    refused([&] { encode_with({const_cast<float*>(delta.data()), 1000}, owned.codes); }, "shares memory");
+    refused([&] { decode(owned.payload(), small); }, "out has 999");
+
+    const std::vector<Payload> payloads = {owned.payload(), owned.payload()};
+    refused([&] { aggregate({}, {}, out); }, "no payloads");
+    refused([&] { aggregate(payloads, std::vector{1.0f}, out); }, "1 weights");
+    refused([&] { aggregate(payloads, std::vector{1.0f, NAN}, out); }, "weight 1 is nan");
+    refused([&] { aggregate(payloads, std::vector{1.0f, 1.0f}, small); }, "expected 999");
+    refused([&] { aggregate(payloads, std::vector{1.0f, 1.0f}, out, -1); }, "threads");
+}
+
+// A byte whose lowest code is the one that encode() never writes.
+std::uint8_t forbidden_byte(Codec codec) {
+    return codec == Codec::int8 ? 0x80 : codec == Codec::int4 ? 0x08 : 0x02;
+}
+
+void test_check_names_the_fault() {
+    for (const Codec codec : {Codec::int8, Codec::int4, Codec::int2}) {
+        const Owned good = encoded(gaussian(1000, 8), {codec, 64});
+        check(good.payload());
+        const auto fault = [&](auto change) {
+            Owned bad = good;
+            change(bad);
+            std::vector<float> out(bad.size);
+            decode(bad.payload(), out);  // harmless, whatever the bytes
+            return message_of<std::invalid_argument>([&] { check(bad.payload()); });
+        };
+        CHECK(contains(fault([](Owned& bad) { bad.codes[0] = forbidden_byte(bad.format.codec); }),
+                       "index 0 has code -"));
+        CHECK(contains(fault([](Owned& bad) { bad.codes.back() = 0x40; }), "padding code"));
+        CHECK(contains(fault([](Owned& bad) { bad.scales[3] = bfloat16{0x7fc0}; }), "scale 3 is nan"));
+        CHECK(contains(fault([](Owned& bad) { bad.scales[4] = bfloat16{0x7f80}; }), "scale 4 is inf"));
+        CHECK(contains(fault([](Owned& bad) { bad.scales[5] = bfloat16{0xbf80}; }), "scale 5 is -1"));
+    }
+}
+
+}  // namespace
+
+int main() {
+    test_sizes();
+    test_round_trip_with_feedback();
+    test_same_bits_everywhere();
+    test_what_cannot_be_encoded();
+    test_wrong_arguments();
+    test_check_names_the_fault();
+    std::puts("6 passed, 0 failed");
+}

@@ -1,0 +1,99 @@
+// For kernels.cpp alone (see there): vectors of the width that its instruction set has.
+#pragma once
+
+#include "kernels.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fgrpo {
+namespace {
+
+using std::int8_t;
+using std::size_t;
+using std::uint16_t;
+using std::uint32_t;
+using std::uint64_t;
+using std::uint8_t;
+
+inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+inline float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+inline float widen(float value) { return value; }
+inline float widen(bfloat16 value) { return float_of(static_cast<uint32_t>(value) << 16); }
+
+template <int bits>
+inline constexpr int kLargestCode = (1 << (bits - 1)) - 1;
+
+// Vectors of GCC and Clang: each operator works on every lane. kLanes values fill one register.
+#if defined(__AVX512F__)
+inline constexpr size_t kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr size_t kLanes = 8;
+#else
+inline constexpr size_t kLanes = 4;
+#endif
+
+template <typename T, size_t lanes>
+using Vector [[gnu::vector_size(sizeof(T) * lanes)]] = T;
+
+template <typename V>
+inline V load(const void* from) {
+    V vector;
+    __builtin_memcpy(&vector, from, sizeof(V));
+    return vector;
+}
+
+template <typename V>
+inline void store(void* to, V vector) {
+    __builtin_memcpy(to, &vector, sizeof(V));
+}
+
+// Bytes as integers with their sign, and integers' lowest bytes. GCC makes scalar code of the loops.
+template <size_t lanes>
+inline Vector<int, lanes> load_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16)
+        return (Vector<int, 16>)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+#endif
+#if defined(__AVX2__)
+    if constexpr (lanes == 8)
+        return (Vector<int, 8>)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#endif
+    Vector<int, lanes> wide;
+    for (size_t i = 0; i < lanes; ++i) wide[i] = static_cast<int8_t>(from[i]);
+    return wide;
+}
+
+template <size_t lanes>
+inline void store_bytes(uint8_t* to, Vector<int, lanes> wide) {
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) return store(to, _mm512_cvtepi32_epi8((__m512i)wide));
+#endif
+#if defined(__AVX2__)
+    if constexpr (lanes == 8) {
+        // The low byte of each integer to the low end of each half, then the two halves side by side.
+        const __m256i low = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                             -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+        const __m256i bytes = _mm256_shuffle_epi8((__m256i)wide, low);
+        const __m128i joined =
+            _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+        return _mm_storel_epi64((__m128i*)to, joined);
+    }
+#endif
+    for (size_t i = 0; i < lanes; ++i) to[i] = static_cast<uint8_t>(wide[i]);
+}
+
+// The vectors that codes of `bits` bits are read and written with: `lanes` bytes at a time, which hold as
+// many values for each slot. A block of int2 may have no more than 8 bytes.
+template <int bits>
+struct Group {
+    static constexpr size_t slots = 8 / bits;  // codes in a byte
+    static constexpr size_t smallest = kSmallestBlock / slots;
+    static constexpr size_t lanes = kLanes < smallest ? kLanes : smallest;
+    using Floats = Vector<float, lanes>;
+    using Ints = Vector<int, lanes>;
+};
+
+}  // namespace
+}  // namespace fgrpo

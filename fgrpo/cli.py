@@ -1,0 +1,126 @@
+"""The command line: `fgrpo train | resume | evaluate | report | inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgrpo.errors import FgrpoError
+
+if TYPE_CHECKING:
+    from fgrpo.config import Config
+    from fgrpo.engine import Observer
+    from fgrpo.run_folder import RunFolder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0, 1 for an error that a person can mend, 130 when interrupted."""
+    parser, arguments, overrides = _parse(argv)
+    if overrides and not arguments.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        arguments.command(arguments, overrides)
+    except FgrpoError as error:
+        print(f"fgrpo: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fgrpo: interrupted; whole rounds are kept, go on with `fgrpo resume RUN`", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="fgrpo", description="Federated GRPO with adaptive aggregation.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, target: str, about: str, overrides: bool = False) -> argparse.ArgumentParser:
+        more = "Any key of the configuration can follow as an option, for example --train.lr 1e-4; see `fgrpo keys`."
+        sub = commands.add_parser(name, help=about, description=about, epilog=more if overrides else None)
+        if target:
+            sub.add_argument(target.lower(), metavar=target, type=Path)
+        sub.set_defaults(command=command, takes_overrides=overrides)
+        return sub
+
+    add("train", _train, "CONFIG", "start a run from a YAML configuration", overrides=True)
+    add("resume", _resume, "RUN", "continue a run from its last whole round", overrides=True)
+    evaluate = add("evaluate", _evaluate, "TARGET", "held-out accuracy of a run or of a configuration's model", True)
+    evaluate.add_argument("--round", type=int, help="a round of the run whose state is kept (default: the last)")
+    add("report", _report, "RUN", "write plots and an HTML page, and print the tables")
+    add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
+    add("keys", _keys, "", "list every key of the configuration")
+    arguments, overrides = parser.parse_known_args(argv)
+    return parser, arguments, overrides
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.experiment import train
+    from fgrpo.settings import read_config
+
+    _finish(train(read_config(arguments.config, overrides), _observed))
+
+
+def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.experiment import resume
+
+    _finish(resume(arguments.run, overrides, _observed))
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.experiment import evaluate
+    from fgrpo.summary import print_evaluations
+
+    print_evaluations(evaluate(arguments.target, overrides, arguments.round))
+
+
+def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.run_folder import RunFolder
+
+    _finish(RunFolder.open(arguments.run))
+
+
+def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.errors import PayloadError
+    from fgrpo.payload import unpack
+    from fgrpo.summary import print_payload
+
+    try:
+        payload = arguments.payload.read_bytes()
+    except OSError as error:
+        raise PayloadError(f"{arguments.payload} cannot be read: {error.strerror}") from None
+    print_payload(*unpack(payload), len(payload))
+
+
+def _keys(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.settings import config_parser
+
+    config_parser().print_help()
+
+
+def _finish(folder: RunFolder) -> None:
+    """Print the tables of a run, write its report, and say where it is."""
+    from fgrpo.report import write_report
+    from fgrpo.summary import print_summary
+
+    print_summary(list(folder.records()))
+    print(f"model:  {folder.path / 'model'}")
+    print(f"report: {write_report(folder)}")
+
+
+@contextmanager
+def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
+    from fgrpo.progress import Observers, Progress
+    from fgrpo.tensorboard import TensorBoardWriter
+
+    done = max(folder.rounds(), default=0)
+    with Progress(config.rounds, clients, done=done) as progress, TensorBoardWriter(folder) as curves:
+        yield Observers([progress, curves])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

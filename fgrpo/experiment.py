@@ -1,0 +1,100 @@
+"""A run from its configuration: build the parts, play the rounds, keep the model."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from fgrpo.clients import make_clients
+from fgrpo.config import Config
+from fgrpo.engine import Observer
+from fgrpo.errors import RunError
+from fgrpo.federation import play
+from fgrpo.in_process import InProcess
+from fgrpo.parameters import Manifest, flatten, load_flat
+from fgrpo.policy import Policy
+from fgrpo.records import Evaluation, Failure, ServerState
+from fgrpo.run_folder import RunFolder
+from fgrpo.settings import read_config, to_yaml
+
+MakeObserver = Callable[[Config, RunFolder, Sequence[str]], AbstractContextManager[Observer]]
+
+
+def train(config: Config, observe: MakeObserver) -> RunFolder:
+    """Start a new run in `config.output_dir`, or in a new folder under `runs/`.
+
+    Everything that can be wrong with the configuration is found before the folder is made.
+    """
+    members = make_clients(config)
+    policy = Policy.load(config)
+    folder = RunFolder.create(config.output_dir or _new_folder(), to_yaml(config))
+    with observe(config, folder, [member.name for member in members]) as observer:
+        engine = InProcess(members, policy, config, observer)
+        state = play(ServerState.initial(flatten(policy.model)), engine, config, folder, observer)
+    _save_model(policy, state, folder)
+    return folder
+
+
+def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFolder:
+    """Go on from the last whole round of a run, to the same bits as if it had never stopped."""
+    folder = RunFolder.open(path)
+    config = read_config(folder.config_file, overrides)
+    members = make_clients(config)
+    policy = Policy.load(config)
+    state = folder.load() if folder.rounds() else ServerState.initial(flatten(policy.model))
+    _check_fits(state, policy, folder)
+    folder.reopen(to_yaml(config))
+    with observe(config, folder, [member.name for member in members]) as observer:
+        engine = InProcess(members, policy, config, observer)
+        state = play(state, engine, config, folder, observer)
+    _save_model(policy, state, folder)
+    return folder
+
+
+def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> list[Evaluation]:
+    """Evaluate on every client's held-out prompts: a run's model after a round, or a configuration's starting model."""
+    folder = RunFolder.open(path) if path.is_dir() else None
+    config = read_config(path if folder is None else folder.config_file, overrides)
+    members = make_clients(config)
+    policy = Policy.load(config)
+    state = ServerState.initial(flatten(policy.model)) if folder is None else folder.load(round_number)
+    if folder is not None:
+        _check_fits(state, policy, folder)
+    evaluations = []
+    for result in InProcess(members, policy, config, _Nobody()).evaluate(state):
+        if isinstance(result, Failure):
+            raise RunError(f"client {result.client} cannot be evaluated: {result.reason}")
+        evaluations.append(result)
+    return evaluations
+
+
+class _Nobody:
+    """An observer that looks away."""
+
+    def stage(self, who: str, stage: str) -> None:
+        pass
+
+    def record(self, record: object) -> None:
+        pass
+
+
+def _check_fits(state: ServerState, policy: Policy, folder: RunFolder) -> None:
+    size = Manifest.of(policy.model).size
+    if len(state.params_P) != size:
+        raise RunError(
+            f"{folder.path}: its parameters are {len(state.params_P)}, those of the model {size}; "
+            "was model or lora changed since?"
+        )
+
+
+def _new_folder() -> Path:
+    return Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _save_model(policy: Policy, state: ServerState, folder: RunFolder) -> None:
+    """Write the trained model (or its adapter) and tokenizer as ordinary transformers files."""
+    load_flat(policy.model, state.params_P)
+    policy.model.save_pretrained(folder.path / "model")  # type: ignore[operator]
+    policy.tokenizer.save_pretrained(folder.path / "model")

@@ -1,0 +1,45 @@
+"""Numbers and names as people read them, the same in the terminal, the pictures and the report."""
+
+from __future__ import annotations
+
+import math
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """Return text in which nothing can move the cursor or fail to be written: names and reasons come from outside."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def points(before: float | None, after: float | None) -> str:
+    """Return a change of accuracy in percentage points."""
+    return "-" if before is None or after is None else f"{100 * (after - before):+.1f}"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """Return a time with three digits, in milliseconds below one second, in minutes from two minutes on."""
+    if value >= 120:
+        return f"{value / 60:.1f} min"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes with three digits and a decimal prefix (1 kB is 1000 bytes)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def ratio(part: float, whole: float) -> str:
+    """Return `1/7.5` for a part that fits 7.5 times; cut, not rounded, so that it never promises too much."""
+    return f"1/{math.floor(10 * whole / part) / 10:.1f}" if part else "-"

@@ -1,0 +1,28 @@
+"""GRPO's mathematics as PyTorch ops that any trainer can use: advantages, log-probabilities, losses.
+
+Needs torch alone. The delta codec is in `fgrpo_kernels.codec`; the specification of every op in
+`fgrpo_kernels.reference`.
+"""
+
+from fgrpo_kernels.group_advantages import group_advantages
+from fgrpo_kernels.grpo_loss import grpo_loss
+from fgrpo_kernels.linear_grpo_loss import linear_grpo_loss
+from fgrpo_kernels.linear_token_logprobs import linear_token_logprobs
+from fgrpo_kernels.objectives import Objective, PPOClip
+from fgrpo_kernels.results import GroupAdvantages, GRPOLoss, TokenLogprobs
+from fgrpo_kernels.token_logprobs import token_logprobs
+from fgrpo_kernels.token_weights import token_weights
+
+__all__ = [
+    "GRPOLoss",
+    "GroupAdvantages",
+    "Objective",
+    "PPOClip",
+    "TokenLogprobs",
+    "group_advantages",
+    "grpo_loss",
+    "linear_grpo_loss",
+    "linear_token_logprobs",
+    "token_logprobs",
+    "token_weights",
+]

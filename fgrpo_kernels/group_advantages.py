@@ -1,0 +1,107 @@
+"""Group-relative advantages from rewards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels import reference
+from fgrpo_kernels.checks import check_floating, check_positive
+from fgrpo_kernels.results import GroupAdvantages
+
+Scale = Literal["group", "batch", "none"]
+Baseline = Literal["mean", "leave_one_out"]
+
+
+def group_advantages(
+    rewards: Tensor,
+    group_size: int | None = None,
+    *,
+    group_ids: Tensor | None = None,
+    reward_weights: Tensor | None = None,
+    scale: Scale = "group",
+    baseline: Baseline = "mean",
+    eps: float = 1e-4,
+) -> GroupAdvantages:
+    """How much better each completion is than the others of its prompt: `(reward - baseline) / (std + eps)`.
+
+    Args:
+        rewards: `[B]`, or `[B, R]` for R reward functions, floating. NaN means "this function does not apply": it is
+            left out of the row's sum. A row with nothing but NaN has no reward: it is left out of all statistics and
+            its advantage is 0. Infinite rewards are refused.
+        group_size: completions per prompt, when the groups are consecutive rows of one size. Or else:
+        group_ids: `[B]` integers, any values in any order; equal ids are one group. Groups may differ in size.
+        reward_weights: `[R]` weights of the reward functions (default 1 each); only with rewards `[B, R]`.
+        scale: what divides: the standard deviation (Bessel's) of the "group" or of the whole "batch", plus `eps`;
+            "none" divides by nothing (Dr. GRPO).
+        baseline: "mean" of the group, or "leave_one_out": the mean of the group's other rows (RLOO).
+        eps: added to the standard deviation.
+
+    Returns:
+        GroupAdvantages(advantages `[B]`, mean `[S]`, std `[S]`, degenerate `[S]`), float32 (float64 for float64
+        rewards), without gradient; groups in order of appearance for `group_size`, in order of id for `group_ids`.
+        Equal rewards are found by comparing them, not by a small std, and get advantages of exactly 0. So does a
+        group in which only one row has a reward.
+
+    A group of one row has nothing to be compared with and is refused, except with `scale="batch"`: there its baseline
+    is the mean of the batch (with "leave_one_out", of the batch's other rows), as in REINFORCE++, and it is
+    degenerate if the whole batch is.
+
+    Raises:
+        TypeError, ValueError: see above; the message says which.
+    """
+    check_floating("group_advantages", "rewards", rewards)
+    if rewards.ndim not in (1, 2):
+        raise ValueError(f"group_advantages: rewards must be [B] or [B, R], got {list(rewards.shape)}")
+    if reward_weights is not None and (rewards.ndim != 2 or reward_weights.shape != rewards.shape[1:]):
+        raise ValueError(
+            f"group_advantages: reward_weights {list(reward_weights.shape)} must be [R] with rewards [B, R], "
+            f"got rewards {list(rewards.shape)}"
+        )
+    if torch.isinf(rewards).any():
+        raise ValueError("group_advantages: rewards must be finite, or NaN where a reward function does not apply")
+    if scale not in ("group", "batch", "none"):
+        raise ValueError(f'group_advantages: scale must be "group", "batch" or "none", got {scale!r}')
+    if baseline not in ("mean", "leave_one_out"):
+        raise ValueError(f'group_advantages: baseline must be "mean" or "leave_one_out", got {baseline!r}')
+    check_positive("group_advantages", "eps", eps)
+    _check_groups(len(rewards), group_size, group_ids, scale)
+    return reference.group_advantages(
+        rewards,
+        group_size,
+        group_ids=group_ids,
+        reward_weights=reward_weights,
+        scale=scale,
+        baseline=baseline,
+        eps=eps,
+    )
+
+
+def _check_groups(num_rows: int, group_size: int | None, group_ids: Tensor | None, scale: Scale) -> None:
+    if (group_size is None) == (group_ids is None):
+        raise ValueError("group_advantages: give either group_size or group_ids, one of the two")
+    if group_size is not None and (group_size < 1 or num_rows % group_size != 0):
+        raise ValueError(f"group_advantages: {num_rows} rewards do not divide into groups of {group_size}")
+    if group_ids is not None and (group_ids.shape != (num_rows,) or group_ids.is_floating_point()):
+        raise ValueError(
+            f"group_advantages: group_ids must be {num_rows} integers, one per reward, got {group_ids.dtype} "
+            f"{list(group_ids.shape)}"
+        )
+    if scale == "batch":
+        return
+    if group_size == 1 and num_rows > 0:
+        lonely = "group_size is 1"
+    elif group_ids is not None:
+        ids, counts = group_ids.unique(return_counts=True)
+        alone = ids[counts == 1]
+        if len(alone) == 0:
+            return
+        lonely = f"group {alone[0].item()} has one row"
+    else:
+        return
+    raise ValueError(
+        f"group_advantages: {lonely}, which leaves nothing to compare its reward with; sample several completions "
+        'per prompt, or use scale="batch" to compare with the batch'
+    )

@@ -1,0 +1,19 @@
+"""The specification: each op in plain PyTorch, with the signature of the public one.
+
+No kernels, no blocks, no checks of arguments; any device, float64 where the inputs are. Tests hold every other path
+to these, and benchmarks take them as the baseline.
+"""
+
+from fgrpo_kernels.reference.group_advantages import group_advantages
+from fgrpo_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
+from fgrpo_kernels.reference.token_logprobs import linear_token_logprobs, token_logprobs
+from fgrpo_kernels.reference.token_weights import token_weights
+
+__all__ = [
+    "group_advantages",
+    "grpo_loss",
+    "linear_grpo_loss",
+    "linear_token_logprobs",
+    "token_logprobs",
+    "token_weights",
+]

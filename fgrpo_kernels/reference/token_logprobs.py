@@ -1,0 +1,41 @@
+"""Specification of `token_logprobs` and `linear_token_logprobs`.
+
+V vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.results import TokenLogprobs
+
+
+def token_logprobs(
+    logits: Tensor, targets: Tensor, *, temperature: float = 1.0, inplace_backward: bool = False
+) -> TokenLogprobs:
+    """See `fgrpo_kernels.token_logprobs`. `inplace_backward` is about memory, not values: there is nothing to do."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    log_probs_V = torch.log_softmax(logits / temperature, dim=-1)
+    logp = log_probs_V.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    # A logit of -inf has probability 0 and adds nothing to the entropy: 0 log 0 = 0.
+    finite_log_probs_V = log_probs_V.masked_fill(log_probs_V == -torch.inf, 0.0)
+    entropy = -(log_probs_V.exp() * finite_log_probs_V).sum(-1)
+    return TokenLogprobs(logp, entropy)
+
+
+def linear_token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    row_mask: Tensor | None = None,
+) -> TokenLogprobs:
+    """See `fgrpo_kernels.linear_token_logprobs`."""
+    keep = torch.ones_like(targets, dtype=torch.bool) if row_mask is None else row_mask != 0
+    logits = torch.nn.functional.linear(hidden[keep], weight, bias)
+    kept = token_logprobs(logits, targets[keep], temperature=temperature)
+    return TokenLogprobs(*(x.new_zeros(targets.shape).masked_scatter(keep, x) for x in kept))

@@ -1,0 +1,153 @@
+"""The command line as a person meets it: one line for a mistake, and a killed run that goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fgrpo.cli import main
+from fgrpo.run_folder import RunFolder
+
+CONFIG = """
+clients:
+  sums:
+    reward_scale: 0.1
+    tasks: [{reasoning_gym: chain_sum, params: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}]
+  gcd:
+    reward_scale: 10.0
+    tasks: [{reasoning_gym: gcd, params: {min_value: 1, max_value: 40}}]
+rollout: {prompts_per_step: 4, group_size: 4, max_new_tokens: 6}
+train: {local_steps: 2, lr: 1.0e-3}
+server: {optimizer: momentum, lr: 0.7}
+evaluation: {prompts: 8}
+rounds: 4
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG)
+    return str(file)
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "fgrpo.cli", *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One unbroken run."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "config.yaml").write_text(CONFIG)
+    result = run("train", str(folder / "config.yaml"), "--output-dir", str(folder / "run"))
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result.stdout
+
+
+def test_train_prints_before_after_and_where_the_report_is(finished):
+    path, output = finished
+    assert "sums" in output
+    assert "gcd" in output
+    assert str(path / "report" / "index.html") in output
+    assert (path / "report" / "index.html").stat().st_size > 10_000
+    assert (path / "model" / "model.safetensors").exists()
+    assert list((path / "tensorboard").iterdir())
+    types = [json.loads(line)["type"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert types.count("round") == 4
+    assert types.count("report") == 8
+    assert "\x1b" not in output, "no control characters in a pipe"
+
+
+def test_a_killed_run_resumes_to_the_same_bits(finished, config, tmp_path):
+    path = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "fgrpo.cli", "train", config, "--output-dir", str(path)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (path / "rounds" / "0001").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 1 <= RunFolder.open(path).rounds()[-1] < 4, "it was killed between the first round and the last"
+    result = run("resume", str(path))
+    assert result.returncode == 0, result.stderr
+    unbroken, resumed = RunFolder.open(finished[0]).load(), RunFolder.open(path).load()
+    assert resumed.round == 4
+    assert torch.equal(unbroken.params_P, resumed.params_P)
+    assert unbroken.history == resumed.history
+    assert all(torch.equal(unbroken.residuals[name], residual) for name, residual in resumed.residuals.items())
+    assert [r.round for r in RunFolder.open(path).records()] == [r.round for r in RunFolder.open(finished[0]).records()]
+
+
+def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
+    path = str(finished[0])
+    assert main(["resume", path, "--rounds", "5"]) == 0
+    assert RunFolder.open(path).load().round == 5
+    capsys.readouterr()
+    assert main(["evaluate", path]) == 0
+    assert "sums" in capsys.readouterr().out
+    assert main(["report", path]) == 0
+    payload = f"{path}/rounds/0005/payloads/gcd.safetensors"
+    capsys.readouterr()
+    assert main(["inspect", payload]) == 0
+    output = capsys.readouterr().out
+    assert "int4" in output
+    assert "gcd" in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        pytest.param(["--train.lrr", "1"], ["train.lrr", "did you mean 'train.lr'"], id="unknown-key"),
+        pytest.param(
+            ["--clients.sums.tasks", "[{reasoning_gym: chain_sumz}]"], ["did you mean 'chain_sum'"], id="task"
+        ),
+        pytest.param(
+            ["--clients.sums.tasks", "[{reasoning_gym: null, dataset: gone.csv}]"],
+            ["client sums", "gone.csv"],
+            id="missing-dataset",
+        ),
+        pytest.param(["--model", "/nowhere/at/all"], ["/nowhere/at/all"], id="missing-model"),
+        pytest.param(["--device", "warp"], ["warp"], id="unknown-device"),
+        pytest.param(["--output-dir", "/proc/run"], ["/proc/run"], id="read-only-folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(config, overrides, words, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["train", config, *([] if "--output-dir" in overrides else ["--output-dir", str(tmp_path / "run")])]
+    assert main([*arguments, *overrides]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("fgrpo: error: ")
+    assert "Traceback" not in "".join(error)
+    assert all(word in error[-1] for word in words), error[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def nan_reward(completion, answer):
+    return float("nan")
+
+
+def test_nan_rewards_stop_the_run_and_keep_what_there_is(config, capsys, tmp_path):
+    arguments = [f"--clients.{name}.tasks=[{{reward: '{__name__}:nan_reward'}}]" for name in ("sums", "gcd")]
+    assert main(["train", config, "--output-dir", str(tmp_path / "run"), *arguments]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fgrpo: error: round 1: no client gave a usable reply")
+    assert "returned nan" in error
+    assert RunFolder.open(tmp_path / "run").rounds() == [0]
+
+
+def test_a_full_folder_is_not_overwritten(finished, config, capsys):
+    assert main(["train", config, "--output-dir", str(finished[0])]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_inspect_refuses_what_is_no_payload(config, capsys):
+    assert main(["inspect", config]) == 1
+    assert "not a" in capsys.readouterr().err

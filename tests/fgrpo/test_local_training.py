@@ -1,0 +1,145 @@
+"""A client's local GRPO: what it learns from, what it reports, and what does not disturb it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.client_round import client_round
+from fgrpo.clients import make_clients
+from fgrpo.config import LoraConfig
+from fgrpo.errors import TrainingError
+from fgrpo.local_training import _losses, train_locally
+from fgrpo.parameters import Manifest, flatten, load_flat
+from fgrpo.policy import Policy
+from fgrpo.rollouts import sample
+from fgrpo.stopwatch import Stopwatch
+from fgrpo_kernels import grpo_loss, token_weights
+from fgrpo_kernels.codec import decode
+
+
+def train(policy, config, index=0, round_number=1):
+    return train_locally(policy, make_clients(config)[index], config, round_number, Stopwatch())
+
+
+def test_a_round_is_a_function_of_seed_client_and_round(policy, small_config):
+    start_P = flatten(policy.model)
+    ends = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        load_flat(policy.model, start_P)
+        train(policy, small_config)
+        ends.append(flatten(policy.model))
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0], start_P)
+    load_flat(policy.model, start_P)
+    train(policy, small_config, round_number=2)
+    assert not torch.equal(flatten(policy.model), ends[0])
+
+
+def test_report(policy, small_config):
+    report = train(policy, small_config, index=1)
+    assert (report.client, report.round, report.sequences) == ("gcd", 1, 2 * 4 * 4)
+    assert 0 <= report.reward_mean <= 10
+    assert report.tokens == pytest.approx(report.completion_length * report.sequences)
+    assert {"loss", "grad_norm", "entropy"} <= report.metrics.keys()
+    assert {"rollout", "reward", "train"} == report.seconds.keys()
+
+
+def test_later_passes_leave_the_trust_region_and_are_clipped(policy, small_config):
+    config = replace(small_config, train=replace(small_config.train, updates_per_rollout=4, lr=1e-2))
+    report = train(policy, config)
+    assert report.metrics["clip_ratio/low"] + report.metrics["clip_ratio/high"] > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"level": "sequence", "reduction": "grpo"}, id="sequence-level"),
+        pytest.param({"beta": 0.1, "entropy_coef": 0.01}, id="kl-and-entropy"),
+        pytest.param({"reduction": "dr_grpo", "advantage_scale": "none"}, id="dr-grpo"),
+        pytest.param({"baseline": "leave_one_out", "advantage_scale": "batch", "reduction": "bnpo"}, id="rloo"),
+    ],
+)
+def test_every_objective_trains(small_config, change):
+    config = replace(small_config, train=replace(small_config.train, **change))
+    policy = Policy.load(config)
+    before = flatten(policy.model)
+    report = train(policy, config)
+    assert torch.isfinite(flatten(policy.model)).all()
+    assert not torch.equal(before, flatten(policy.model))
+    assert ("kl" in report.metrics) == ("beta" in change)
+
+
+def test_leaving_out_sequences_without_signal_changes_no_gradient(policy, small_config):
+    """The minibatch without its advantage-0 rows gives the gradient of the whole one."""
+    config = replace(small_config, train=replace(small_config.train, updates_per_rollout=1, minibatches=1))
+    prompts = [q.example.prompt for q in make_clients(config)[0].draw(0, 4)]
+    rollouts = sample(policy.model, policy.tokenizer, prompts, config.rollout, seed=1)
+    advantages_B = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    advantages_B[4:12] = 0
+    (loss,) = _losses(policy, rollouts, advantages_B, config)
+    loss.loss.backward()
+    kept = {name: p.grad.clone() for name, p in policy.model.named_parameters()}
+    policy.model.zero_grad()
+    logits_BLV = policy.model(
+        input_ids=rollouts.tokens_BL,
+        attention_mask=rollouts.attention_BL,
+        position_ids=(rollouts.attention_BL.cumsum(1) - 1).clamp_min(0),
+    ).logits
+    start = rollouts.prompt_length
+    whole = grpo_loss(
+        logits_BLV[:, start - 1 : -1],
+        rollouts.tokens_BL[:, start:],
+        advantages_B,
+        token_weights(rollouts.mask_BT, "dapo"),
+        old_logp=rollouts.old_logp_BT,
+    )
+    whole.loss.backward()
+    torch.testing.assert_close(loss.loss, whole.loss)
+    for name, parameter in policy.model.named_parameters():
+        torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_lora_trains_only_the_adapters(small_config):
+    config = replace(small_config, lora=LoraConfig(rank=4), train=replace(small_config.train, beta=0.05))
+    policy = Policy.load(config)
+    assert policy.plain_head
+    manifest = Manifest.of(policy.model)
+    assert manifest.size < 100_000
+    assert all("lora_" in name for name in manifest.names)
+    assert torch.equal(flatten(policy.model), flatten(Policy.load(config).model)), "the seed decides the adapters"
+    frozen = {n: p.clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
+    before = flatten(policy.model)
+    train(policy, config)
+    assert not torch.equal(before, flatten(policy.model))
+    assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
+
+
+def test_flat_vector_round_trip(policy):
+    params_P = flatten(policy.model)
+    assert len(params_P) == Manifest.of(policy.model).size
+    load_flat(policy.model, params_P * 2)
+    assert torch.equal(flatten(policy.model), params_P * 2)
+
+
+def test_client_round_replies_with_the_difference(policy, small_config):
+    start_P = flatten(policy.model)
+    residual_P = torch.zeros_like(start_P)
+    client = make_clients(small_config)[0]
+    reply = client_round(client, policy, start_P, residual_P, 1, small_config, Stopwatch())
+    from fgrpo.payload import unpack
+
+    header, delta = unpack(reply.payload)
+    assert (header.client, header.round) == ("sums", 1)
+    torch.testing.assert_close(decode(delta) + residual_P, flatten(policy.model) - start_P, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_divergence_is_reported_and_the_residual_kept(policy, small_config, local_steps):
+    config = replace(small_config, train=replace(small_config.train, lr=1e30, local_steps=local_steps))
+    residual_P = torch.ones(Manifest.of(policy.model).size)
+    with pytest.raises(TrainingError, match=r"training diverged.*train\.lr"):
+        client_round(make_clients(config)[0], policy, flatten(policy.model), residual_P, 1, config, Stopwatch())
+    assert (residual_P == 1).all()

@@ -1,0 +1,252 @@
+"""What a run leaves for a person to read: tables, pictures, one page."""
+
+import base64
+import io
+import warnings
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from rich.console import Console
+
+from fgrpo.errors import RunError
+from fgrpo.payload import Header
+from fgrpo.plots import write_plots
+from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
+from fgrpo.report import write_report
+from fgrpo.run_folder import RunFolder
+from fgrpo.summary import (
+    RunSummary,
+    client_table,
+    print_evaluations,
+    print_payload,
+    print_summary,
+    quarantine_table,
+    stage_table,
+    uplink_table,
+)
+from fgrpo.text import byte_size, ratio, seconds
+from fgrpo_kernels.codec import encode
+
+CLIENTS = (
+    "adder",
+    "a$b_{c}^$ & <b>bold</b> [red]",
+    "日本\x1b[31m\nx",
+    "the-hospital-in-the-far-north-west-of-the-country",
+)
+SCALES = (0.1, 0.5, 2.0, 10.0)
+PAYLOAD_BYTES, DENSE_BYTES = 1500, 12000
+CONFIG = "model: tiny  # <script>alert(1)</script>\nrounds: 4\n"
+
+
+def evaluations(number, clients):
+    return [Evaluation(c, number, 64, 0.1 + 0.1 * k + 0.15 * number, 0.5) for k, c in enumerate(clients)]
+
+
+def records(number, clients, quarantined=()):
+    """Round `number`: client k's reward is SCALES[k] * number / 10, and everyone's weight is the same."""
+    accepted = [client for client in clients if client not in quarantined]
+    stages = {"rollout": 2.0, "reward": 0.0, "train": 1.0, "encode": 0.1}
+    reports = [
+        Report(c, number, 64, 640, SCALES[clients.index(c) % 4] * number / 10, 0.1, 10.0, 0.0, {"loss": 0.1}, stages)
+        for c in accepted
+    ]
+    summary = RoundSummary(
+        round=number,
+        weights={client: 1 / len(accepted) for client in accepted},
+        gains=dict.fromkeys(accepted, 0.0),
+        quarantined=dict.fromkeys(quarantined, "report: <i>reward_mean</i> is nan"),
+        uplink_bytes=dict.fromkeys(accepted, PAYLOAD_BYTES),
+        dense_bytes=DENSE_BYTES,
+        update_norm=1.0,
+        seconds={"clients": 3.1 * len(accepted), "validate": 0.1, "aggregate": 0.2, "server_step": 0.1},
+    )
+    return [*reports, summary]
+
+
+def make_run(path, clients, rounds, quarantined=None, evaluated=(0,)):
+    folder = RunFolder.create(path, CONFIG)
+    state = ServerState.initial(torch.zeros(3))
+    for number in range(rounds + 1):
+        measured = records(number, clients, (quarantined or {}).get(number, ())) if number else []
+        if number in evaluated:
+            measured += evaluations(number, clients)
+        folder.commit(replace(state, round=number), measured, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Four clients over scales of 0.1 to 10, two of them quarantined once, evaluated in some of four rounds."""
+    quarantined = {2: (CLIENTS[1],), 4: (CLIENTS[2],)}
+    return make_run(tmp_path_factory.mktemp("runs") / "run", CLIENTS, 4, quarantined, evaluated=(0, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib only warns when a layout collapses
+        return write_report(run)
+
+
+def test_client_table_says_what_each_client_gained_and_how_it_counted(run):
+    table = client_table(RunSummary.of(run.records()))
+    assert table.rows == (
+        (CLIENTS[0], "10.0%", "70.0%", "+60.0", "0.01", "0.04", "33.3%", "29.2%", "0"),
+        (CLIENTS[1], "20.0%", "80.0%", "+60.0", "0.05", "0.2", "33.3%", "20.8%", "1"),
+        (CLIENTS[2], "30.0%", "90.0%", "+60.0", "0.2", "0.6", "0.0%", "20.8%", "1"),
+        (CLIENTS[3], "40.0%", "100.0%", "+60.0", "1", "4", "33.3%", "29.2%", "0"),
+    )
+    assert table.footer[:4] == ("mean", "25.0%", "85.0%", "+60.0")
+
+
+def test_uplink_table_counts_the_accepted_payloads_only(run):
+    assert uplink_table(RunSummary.of(run.records())).rows == (
+        ("a round, on average", "5.25 kB", "42 kB", "1/8.0"),
+        ("the whole run", "21 kB", "168 kB", "1/8.0"),
+    )
+
+
+def test_stage_table_adds_up_clients_and_leaves_waiting_for_them_out(run):
+    table = stage_table(RunSummary.of(run.records()))
+    assert [row[0] for row in table.rows] == [
+        *("rollout", "reward", "train", "encode"),
+        *("validate", "aggregate", "server_step"),
+    ]
+    assert table.rows[0] == ("rollout", "7 s", "28 s", "62.2%")  # 14 replies of 2 s in 4 rounds
+    assert table.footer == ("wall clock", "11.2 s", "45 s", "")
+
+
+def test_quarantine_table_has_every_unused_reply(run):
+    rows = quarantine_table(RunSummary.of(run.records())).rows
+    assert [row[:2] for row in rows] == [(CLIENTS[1], "2"), (CLIENTS[2], "4")]
+
+
+def test_tables_of_a_run_that_was_never_evaluated_after_its_start(tmp_path):
+    summary = RunSummary.of(make_run(tmp_path / "run", CLIENTS[:2], 1).records())
+    assert [row[1:4] for row in client_table(summary).rows] == [("10.0%", "-", "-"), ("20.0%", "-", "-")]
+    assert client_table(summary).footer == ()
+    assert summary.mean_accuracy() is None
+
+
+def test_printed_tables_fit_a_narrow_terminal_and_obey_no_control_characters(run):
+    console = Console(file=io.StringIO(), width=80)
+    print_summary(run.records(), console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.isprintable() for line in lines)
+    assert any(line.split()[:4] == ["mean", "25.0%", "85.0%", "+60.0"] for line in lines)
+
+
+def test_printed_evaluations_end_with_their_mean():
+    console = Console(file=io.StringIO(), width=80)
+    print_evaluations(evaluations(2, CLIENTS), console)
+    lines = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert ["adder", "64", "40.0%", "0.5"] in lines
+    assert lines[-1] == ["mean", "55.0%", "0.5"]
+
+
+def test_printed_payload_names_its_owner_and_size():
+    console = Console(file=io.StringIO(), width=80)
+    print_payload(Header("adder", 3, "manifest-hash", "base-hash"), encode(torch.ones(64)), 100, console)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["client", "adder"] in rows
+    assert ["parameters", "64"] in rows
+    assert ["bytes", "100", "(1/2.5", "of", "float32)"] in rows
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (ratio(100, 750), "1/7.5"),
+        (ratio(100, 699), "1/6.9"),  # cut: 1/7 is not reached
+        (ratio(0, 10), "-"),
+        (byte_size(999), "999 B"),
+        (byte_size(999_900), "1 MB"),
+        (byte_size(2_480_492), "2.48 MB"),
+        (seconds(0.0042), "4.2 ms"),
+        (seconds(75), "75 s"),
+        (seconds(150), "2.5 min"),
+    ],
+)
+def test_numbers_are_written_for_people(shown, expected):
+    assert shown == expected
+
+
+class Page(HTMLParser):
+    """Collects the tags, the addresses and the text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.addresses, self.text = set(), [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_holds_every_picture_and_needs_nothing_else(page):
+    html = Page(page.read_text(encoding="utf-8"))
+    prefix = "data:image/png;base64,"
+    assert all(address.startswith(prefix) for address in html.addresses)
+    inlined = {base64.b64decode(address.removeprefix(prefix)) for address in html.addresses}
+    names = ("accuracy", "accuracy_by_round", "reward", "weights", "bytes", "time")
+    files = [page.parent / f"{name}{suffix}.png" for name in names for suffix in ("", "-dark")]
+    assert inlined == {file.read_bytes() for file in files}
+    assert "url(" not in page.read_text(encoding="utf-8")
+
+
+def test_the_page_shows_names_reasons_and_configuration_as_text(page):
+    html = Page(page.read_text(encoding="utf-8"))
+    assert not html.tags & {"script", "b", "i", "link", "iframe"}
+    assert CONFIG in html.text
+    assert CLIENTS[1] in html.text
+    assert "日本\\x1b[31m\\nx" in html.text
+    assert "report: <i>reward_mean</i> is nan" in html.text
+    assert "25.0% → 85.0%" in html.text
+
+
+def test_a_report_of_one_round_is_written_over_an_older_one(tmp_path):
+    folder = make_run(tmp_path / "run", ("solo",), 1)
+    (folder.path / "report").mkdir()
+    (folder.path / "report/index.html").write_text("an older one")
+    page = write_report(folder)
+    assert page == folder.path / "report/index.html"
+    assert "reward and weight, 1 round<" in page.read_text(encoding="utf-8")
+
+
+def test_pictures_of_one_client_and_of_many(tmp_path):
+    for clients in (["solo"], [f"client-{k}" for k in range(14)]):
+        summary = RunSummary.of([*evaluations(0, clients), *records(1, clients), *evaluations(1, clients)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            paths = write_plots(summary, tmp_path)
+        assert list(paths) == ["accuracy", "reward", "weights", "bytes", "time"]
+
+
+def test_a_client_that_never_gave_a_usable_reply_has_its_place(tmp_path):
+    summary = RunSummary.of([*records(1, CLIENTS, CLIENTS[:1]), *records(2, CLIENTS, CLIENTS[:1])])
+    row = next(row for row in client_table(summary).rows if row[0] == CLIENTS[0])
+    assert row[1:] == ("-", "-", "-", "-", "-", "0.0%", "0.0%", "2")
+    assert list(write_plots(summary, tmp_path)) == ["reward", "weights", "bytes", "time"]
+
+
+@pytest.mark.parametrize("rounds", [None, 0], ids=["nothing", "only the start"])
+def test_a_run_without_a_whole_round_is_a_clear_error(tmp_path, rounds):
+    path = tmp_path / "run"
+    folder = RunFolder.create(path, CONFIG) if rounds is None else make_run(path, CLIENTS, rounds)
+    with pytest.raises(RunError, match=r"run: no round is complete yet, so there is nothing to report$"):
+        write_report(folder)
+    assert not (path / "report").exists()
+
+
+def test_a_report_that_cannot_be_written_is_a_clear_error(tmp_path):
+    folder = make_run(tmp_path / "run", ("solo",), 1)
+    (folder.path / "report").write_text("in the way")
+    with pytest.raises(RunError, match="the report cannot be written"):
+        write_report(folder)

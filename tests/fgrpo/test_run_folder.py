@@ -1,0 +1,92 @@
+"""A round is on disk whole or not at all."""
+
+import os
+
+import pytest
+import torch
+
+from fgrpo.errors import RunError
+from fgrpo.records import ClientHistory, Evaluation, ServerState
+from fgrpo.run_folder import RunFolder
+
+
+def state(number):
+    return ServerState(
+        number,
+        torch.full((5,), float(number)),
+        {"velocity": torch.ones(5)},
+        {"a": ClientHistory(0.1, 0.2, number)},
+        {"a.b": torch.arange(5.0)},
+    )
+
+
+def evaluation(number):
+    return Evaluation("a", number, 8, 0.5, 0.75)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "rounds: 3\n")
+    for number in range(4):
+        folder.commit(state(number), [evaluation(number)], {"a": b"payload"})
+    return folder
+
+
+def test_what_is_committed_comes_back(folder):
+    back, expected = RunFolder.open(folder.path).load(), state(3)
+    assert (back.round, back.history) == (3, expected.history)
+    assert torch.equal(back.params_P, expected.params_P)
+    assert torch.equal(back.optimizer["velocity"], expected.optimizer["velocity"])
+    assert torch.equal(back.residuals["a.b"], expected.residuals["a.b"])
+    assert list(folder.records()) == [evaluation(n) for n in range(4)]
+    assert len(folder.metrics_file.read_text().splitlines()) == 4
+
+
+def test_only_the_last_two_rounds_keep_their_state(folder):
+    assert folder.load(2).round == 2
+    with pytest.raises(RunError, match="round 1 cannot be read"):
+        folder.load(1)
+    assert not (folder.path / "rounds/0001/payloads").exists()
+    assert (folder.path / "rounds/0003/payloads/a.safetensors").read_bytes() == b"payload"
+
+
+def test_a_half_written_round_is_not_there(folder):
+    (folder.path / "rounds/.0004/payloads").mkdir(parents=True)
+    (folder.path / "rounds/.0004/state.json").write_text('{"round": 4')
+    with folder.metrics_file.open("a") as metrics:
+        metrics.write('{"type": "evalua')
+    assert folder.load().round == 3
+    folder.reopen("rounds: 3\n")
+    assert len(folder.metrics_file.read_text().splitlines()) == 4
+    folder.commit(state(4), [evaluation(4)], {})
+    assert folder.load().round == 4
+
+
+def test_a_failed_write_leaves_the_rounds_before_it(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(RunError, match=r"round 4 cannot be saved: No space left.*fgrpo resume"):
+            folder.commit(state(4), [], {})
+    assert folder.load().round == 3
+
+
+def test_a_folder_with_a_run_is_not_overwritten(folder):
+    with pytest.raises(RunError, match="already holds a run.*fgrpo resume"):
+        RunFolder.create(folder.path, "")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        RunFolder.create(tmp_path / "file" / "run", "")
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(RunError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    empty = RunFolder.create(tmp_path / "new", "")
+    with pytest.raises(RunError, match="no whole round"):
+        empty.load()

@@ -1,0 +1,70 @@
+"""A bad reply is quarantined with its reason; the others go on."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.parameters import Manifest, fingerprint
+from fgrpo.payload import Header, pack
+from fgrpo.records import Failure, Reply, Report
+from fgrpo.validation import sort_replies
+from fgrpo_kernels.codec import encode
+
+MANIFEST = Manifest(("w",), ((10, 10),))
+BASE = fingerprint(torch.zeros(100))
+
+
+def reply(sender, **header):
+    report = Report(sender, 2, 64, 500, 0.5, 0.1, 8.0, 0.0, {}, {})
+    made = Header(sender, 2, MANIFEST.hash, BASE)
+    return Reply(sender, report, pack(encode(torch.ones(100)), replace(made, **header)))
+
+
+def settle(replies, clients=("a", "b", "c")):
+    return sort_replies(replies, clients, 2, MANIFEST, BASE)
+
+
+def test_order_of_arrival_does_not_matter():
+    forward, _ = settle([reply("a"), reply("b"), reply("c")])
+    backward, _ = settle([reply("c"), reply("b"), reply("a")])
+    assert [x.report.client for x in forward] == [x.report.client for x in backward] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param(Failure("b", "out of memory"), "out of memory", id="failed"),
+        pytest.param(replace(reply("b"), payload=b"garbage"), "not a safetensors file", id="garbage"),
+        pytest.param(reply("b", round=1), "round is 1, expected 2", id="late"),
+        pytest.param(reply("b", base="0"), "base is '0'", id="other-base"),
+        pytest.param(reply("b", client="c"), "client is 'c'", id="somebody-elses"),
+        pytest.param(reply("z"), "nobody asked", id="uninvited"),
+        *(
+            pytest.param(
+                replace(reply("b"), report=replace(reply("b").report, **change)),
+                next(iter(change)),
+                id=f"report-{value}",
+            )
+            for change, value in [
+                ({"reward_mean": math.nan}, "nan"),
+                ({"reward_std": math.inf}, "inf"),
+                ({"reward_std": -1.0}, "negative-std"),
+                ({"sequences": 0}, "no-sequences"),
+                ({"round": 1}, "old"),
+            ]
+        ),
+    ],
+)
+def test_a_bad_reply_harms_only_itself(bad, reason):
+    accepted, quarantined = settle([reply("a"), bad, reply("c")])
+    assert [x.report.client for x in accepted] == ["a", "c"]
+    assert list(quarantined) == [bad.client]
+    assert reason in quarantined[bad.client]
+
+
+def test_the_first_of_two_replies_counts():
+    accepted, quarantined = settle([reply("a"), reply("a")])
+    assert len(accepted) == 1
+    assert "second reply" in quarantined["a"]

@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+
+from fgrpo_kernels import group_advantages
+
+NAN = math.nan
+
+
+def by_hand(groups, *, scale="group", baseline="mean", eps=1e-4):
+    """Advantages of a list of groups (lists of rewards without NaN), in Python floats."""
+    batch = [r for group in groups for r in group]
+
+    def std(values):
+        mean = sum(values) / len(values)
+        return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+    out = []
+    for group in groups:
+        for i, reward in enumerate(group):
+            others = group[:i] + group[i + 1 :] if baseline == "leave_one_out" else group
+            advantage = reward - sum(others) / len(others)
+            divisor = {
+                "group": lambda group=group: std(group) + eps,
+                "batch": lambda: std(batch) + eps,
+                "none": lambda: 1,
+            }
+            out.append(advantage / divisor[scale]())
+    return torch.tensor(out, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_formula(scale, baseline, dtype):
+    groups = [[0.1, 0.9, 0.4], [3.0, -2.0, 1.0]]
+    rewards = torch.tensor(groups, dtype=dtype).flatten()
+    result = group_advantages(rewards, 3, scale=scale, baseline=baseline)
+    assert result.advantages.dtype == dtype
+    torch.testing.assert_close(
+        result.advantages.double(), by_hand(groups, scale=scale, baseline=baseline), rtol=1e-6, atol=1e-7
+    )
+    torch.testing.assert_close(result.mean.double(), torch.tensor(groups, dtype=torch.float64).mean(1))
+    torch.testing.assert_close(result.std.double(), torch.tensor(groups, dtype=torch.float64).std(1))
+    assert not result.degenerate.any()
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_ragged_groups_in_any_order(scale, baseline):
+    groups = {7: [0.1, 0.9, 0.4, 0.0], -3: [3.0, 1.0], 40: [5.0, 6.0, 8.0]}
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([i for i, rewards in groups.items() for _ in rewards])
+    rewards = torch.tensor([r for group in groups.values() for r in group], dtype=torch.float64)
+    result = group_advantages(rewards[order], group_ids=ids[order], scale=scale, baseline=baseline)
+    torch.testing.assert_close(result.advantages, by_hand(list(groups.values()), scale=scale, baseline=baseline)[order])
+    torch.testing.assert_close(result.mean, torch.tensor([2.0, 0.35, 19 / 3], dtype=torch.float64))  # by id
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_give_exactly_zero(scale):
+    # 0.1 is not representable: the mean of such a group differs from its rewards in the last bit.
+    rewards = torch.tensor([0.1] * 7 + [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    result = group_advantages(rewards, 7, scale=scale)
+    assert result.degenerate.tolist() == [True, False]
+    assert result.advantages[:7].tolist() == [0.0] * 7
+    assert result.std[0] == 0
+    assert result.advantages[7] > 0
+
+
+def test_nearly_equal_rewards_do_not_explode():
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.1 + 1e-7])
+    assert group_advantages(rewards, 4).advantages.abs().max() < 0.01
+
+
+def test_rows_without_a_reward_are_left_out_of_everything():
+    with_nan = group_advantages(torch.tensor([1.0, NAN, 3.0, 5.0, NAN, NAN, NAN, NAN]), 4)
+    without = group_advantages(torch.tensor([1.0, 3.0, 5.0]), 3)
+    torch.testing.assert_close(with_nan.advantages[[0, 2, 3]], without.advantages)
+    assert with_nan.advantages[[1, 4, 5, 6, 7]].tolist() == [0.0] * 5
+    assert with_nan.degenerate.tolist() == [False, True]
+    assert with_nan.mean[1].isnan()
+
+
+def test_one_scored_row_in_a_group_is_degenerate():
+    result = group_advantages(torch.tensor([1.0, NAN, 0.0, 1.0]), 2, baseline="leave_one_out")
+    assert result.advantages[:2].tolist() == [0.0, 0.0]
+    assert result.degenerate.tolist() == [True, False]
+
+
+def test_several_reward_functions():
+    rewards = torch.tensor([[1.0, 10.0], [NAN, 20.0], [3.0, NAN], [NAN, NAN]])
+    weighted = group_advantages(rewards, 4, reward_weights=torch.tensor([2.0, 0.1]))
+    torch.testing.assert_close(weighted.advantages, group_advantages(torch.tensor([3.0, 2.0, 6.0, NAN]), 4).advantages)
+    plain = group_advantages(rewards, 4)
+    torch.testing.assert_close(plain.advantages, group_advantages(torch.tensor([11.0, 20.0, 3.0, NAN]), 4).advantages)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_a_group_of_one_is_compared_with_the_batch(baseline):
+    rewards = [1.0, 2.0, 6.0]
+    result = group_advantages(torch.tensor(rewards, dtype=torch.float64), 1, scale="batch", baseline=baseline)
+    torch.testing.assert_close(result.advantages, by_hand([rewards], baseline=baseline))
+    assert not result.degenerate.any()
+
+
+def test_no_rewards():
+    result = group_advantages(torch.empty(0), 4)
+    assert [len(x) for x in result] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "arguments", "message"),
+    [
+        pytest.param([1.0, 2.0], {}, "either group_size or group_ids", id="no-groups"),
+        pytest.param([1.0, 2.0, 3.0], {"group_size": 2}, "3 rewards do not divide into groups of 2", id="remainder"),
+        pytest.param([1.0, 2.0], {"group_size": 1}, "group_size is 1.*nothing to compare", id="lone"),
+        pytest.param([1.0, 2.0, 3.0], {"group_ids": torch.tensor([4, 4, 9])}, "group 9 has one row", id="lone-id"),
+        pytest.param([1.0, math.inf], {"group_size": 2}, "must be finite", id="inf"),
+        pytest.param([1.0, 2.0], {"group_size": 2, "scale": "std"}, "scale must be", id="scale"),
+        pytest.param([1.0, 2.0], {"group_size": 2, "baseline": "median"}, "baseline must be", id="baseline"),
+        pytest.param([1.0, 2.0], {"group_size": 2, "reward_weights": torch.ones(2)}, "reward_weights", id="weights"),
+        pytest.param([1.0, 2.0], {"group_ids": torch.tensor([0])}, "2 integers, one per reward", id="ids"),
+    ],
+)
+def test_mistakes_are_named(rewards, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        group_advantages(torch.tensor(rewards), **arguments)
+
+
+def test_integer_rewards_are_refused():
+    with pytest.raises(TypeError, match="rewards must be a floating-point tensor"):
+        group_advantages(torch.tensor([1, 0]), 2)

@@ -1,0 +1,35 @@
+"""The direction of imports: `fgrpo` may use `fgrpo_kernels`, never the other way round."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import fgrpo_kernels
+
+PACKAGE = Path(fgrpo_kernels.__file__).parent
+
+
+def imported_packages(source: str) -> set[str]:
+    """Top-level packages that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_kernels_never_import_the_federated_package():
+    modules = list(PACKAGE.rglob("*.py"))
+    assert modules
+    assert [m.name for m in modules if "fgrpo" in imported_packages(m.read_text())] == []
+
+
+def test_importing_the_kernels_needs_torch_alone():
+    heavy = {"fgrpo", "transformers", "datasets", "peft", "trl", "verl", "triton"}
+    code = f"import sys, torch; old = set(sys.modules); import fgrpo_kernels; print((set(sys.modules) - old) & {heavy})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
