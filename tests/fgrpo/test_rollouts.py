@@ -86,7 +86,6 @@ def test_completion_mask_keeps_the_first_end_token():
 
 def test_texts_end_where_the_mask_ends(policy):
     rollouts = sampled(policy)
-    for tokens, mask, text in zip(
-        rollouts.tokens_BL[:, rollouts.prompt_length :], rollouts.mask_BT, rollouts.completions
-    ):
+    completion_BT = rollouts.tokens_BL[:, rollouts.prompt_length :]
+    for tokens, mask, text in zip(completion_BT, rollouts.mask_BT, rollouts.completions, strict=True):
         assert policy.tokenizer.decode(tokens[mask], skip_special_tokens=True) == text

@@ -74,7 +74,7 @@ def test_a_failed_write_leaves_the_rounds_before_it(folder, monkeypatch):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(folder):
-    with pytest.raises(RunError, match="already holds a run.*fgrpo resume"):
+    with pytest.raises(RunError, match=r"already holds a run.*fgrpo resume"):
         RunFolder.create(folder.path, "")
 
 
