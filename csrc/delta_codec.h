@@ -4,10 +4,11 @@
 // Format. A delta of `size` values is cut into blocks of `block` values (a power of two, 32 to 1024). A block
 // has one scale and one signed code a value; value = code * scale, which is exact in float32.
 //
-//   codec   code range   bytes of a block   byte i of a block holds, from its low bits up, the codes of
-//   values int8    -127..127    block              i int4    -7..7        block / 2          i, i + block/2
-//   int2    -1..1        block / 4          i, i + block/4, i + block/2, i + 3*block/4
-//   none    exact        4 a value          little-endian float32, unpadded, without scales or blocks
+//   codec   code range   bytes a block   byte i of a block holds, from its low bits up, the codes of values
+//   int8    -127..127    block           i
+//   int4    -7..7        block / 2       i, i + block/2
+//   int2    -1..1        block / 4       i, i + block/4, i + block/2, i + 3*block/4
+//   none    exact        4 a value       little-endian float32, unpadded, without scales or blocks
 //
 // Codes are two's complement. The last block is padded with codes of 0. A scale is a bfloat16: the block's
 // largest magnitude over the largest code, rounded up. It is 0, and so are the block's codes, where it would

@@ -58,16 +58,28 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     return parser, arguments, overrides
 
 
+def _quiet_libraries() -> None:
+    """Our own display speaks; the loading bars and hints of the libraries do not."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import train
     from fgrpo.settings import read_config
 
+    _quiet_libraries()
     _finish(train(read_config(arguments.config, overrides), _observed))
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import resume
 
+    _quiet_libraries()
     _finish(resume(arguments.run, overrides, _observed))
 
 
@@ -75,6 +87,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import evaluate
     from fgrpo.summary import print_evaluations
 
+    _quiet_libraries()
     print_evaluations(evaluate(arguments.target, overrides, arguments.round))
 
 

@@ -17,6 +17,7 @@ from fgrpo.parameters import Manifest, fingerprint, flatten, load_flat
 from fgrpo.payload import Header, pack
 from fgrpo.policy import Policy
 from fgrpo.records import Reply
+from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
 from fgrpo_kernels.codec import encode
 
@@ -42,7 +43,15 @@ def client_round(
     with stopwatch("encode"):
         codec = config.codec
         try:
-            delta = encode(flatten(policy.model), params_P, codec=codec.codec, block=codec.block, residual=residual_P)
+            delta = encode(
+                flatten(policy.model),
+                params_P,
+                codec=codec.codec,
+                block=codec.block,
+                rounding=codec.rounding,
+                seed=derive_seed(config.seed, client.name, "rounding", round_number),
+                residual=residual_P,
+            )
         except ValueError as error:
             raise TrainingError(f"{error}; training diverged, is train.lr too high?") from None
         header = Header(client.name, round_number, Manifest.of(policy.model).hash, fingerprint(params_P))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.dispatch import uses_triton
+from fgrpo_kernels.gpu import grpo_loss as gpu
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
 from fgrpo_kernels.objectives import Objective, PPOClip
@@ -94,6 +96,8 @@ def grpo_loss(
         entropy_coef=entropy_coef,
     )
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
+    if uses_triton(logits):
+        return gpu.grpo_loss(logits, targets.reshape(-1), terms, temperature, vocab_size)
     rows, terms = terms.informative_rows()
     targets_n = targets.reshape(-1)[rows]
     check_targets("grpo_loss", targets_n, vocab_size)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.gpu.numerics import expm1, expm1_minus_x
+from fgrpo_kernels.jit import jit, tl
 from fgrpo_kernels.objectives.base import MAX_LOG_RATIO
 
 KL = Literal["k1", "k2", "k3", "k3_is"]
@@ -34,3 +36,33 @@ def k3(logp_N: Tensor, ref_logp_N: Tensor) -> Tensor:
 
 # "k3_is" is k3 times the objective's importance ratio, which the caller multiplies in.
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "k3_is": k3}
+
+
+@jit
+def device_k1(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
+    """Triton form of k1 with `d = ref_logp - logp`: the estimate and its slope in logp."""
+    return -d, 1.0
+
+
+@jit
+def device_k2(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
+    """Triton form of k2."""
+    return 0.5 * d * d, -d
+
+
+@jit
+def device_k3(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
+    """Triton form of k3."""
+    bounded = tl.minimum(d, 80.0)
+    # Past the bound k3 goes on with slope 0 of its exponential, as `k3` above.
+    return expm1_minus_x(bounded) - (d - bounded), -expm1(bounded)
+
+
+@jit
+def device_k3_is(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
+    """Triton form of k3 times the ratio."""
+    value, slope = device_k3(d, ratio, ratio_slope)
+    return ratio * value, ratio_slope * value + ratio * slope
+
+
+DEVICE_ESTIMATORS = {"k1": device_k1, "k2": device_k2, "k3": device_k3, "k3_is": device_k3_is}

@@ -10,6 +10,7 @@ and every path (reference, chunked) shares this file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,7 +60,12 @@ class PolicyTerms:
         )
 
     def informative_rows(self) -> tuple[Tensor, PolicyTerms]:
-        """Indices `[n]` of the rows that can change the loss or its gradient, in order, and their terms.
+        """Indices `[n]` of the rows that can change the loss or its gradient, in order, and their terms."""
+        rows = self.informative_mask().nonzero().squeeze(1)
+        return rows, self.select(rows)._without_weightless_values()
+
+    def informative_mask(self) -> Tensor:
+        """bool `[N]`: the rows that can change the loss or its gradient.
 
         A row is left out if its weight is 0, or if its policy term is 0 (advantage or factor 0) and there is no
         other term. For a sequence-level objective, all masked rows of a sequence stay if one of its rows does: the
@@ -71,11 +77,29 @@ class PolicyTerms:
             policy_N &= self.policy_factor_N != 0
         informative_N = policy_N if self.beta == 0 and self.entropy_coef == 0 else weighted_N
         if self.sequence_ids_N is not None:
-            live_S = torch.zeros(self.num_sequences, dtype=torch.bool, device=policy_N.device)
-            live_S[self.sequence_ids_N[informative_N]] = True
-            informative_N = informative_N | (self.mask_N & live_S[self.sequence_ids_N])
-        rows = informative_N.nonzero().squeeze(1)
-        return rows, self.select(rows)._without_weightless_values()
+            live_S = torch.zeros(self.num_sequences, dtype=torch.int32, device=policy_N.device)
+            live_S = live_S.index_add(0, self.sequence_ids_N, informative_N.to(torch.int32))
+            informative_N = informative_N | (self.mask_N & (live_S[self.sequence_ids_N] > 0))
+        return informative_N
+
+    def blanked(self, kept_N: Tensor) -> PolicyTerms:
+        """All N rows, those that are not kept made neutral: their logp and entropy must be 0, and they add 0.
+
+        What `select` does for a device where a shape that depends on data would cost a synchronisation.
+        """
+
+        def blank(x_N: Tensor | None) -> Tensor | None:
+            return None if x_N is None else torch.where(kept_N, x_N, 0.0)
+
+        return replace(
+            self,
+            advantages_N=torch.where(kept_N, self.advantages_N, 0.0),
+            weights_N=torch.where(kept_N, self.weights_N, 0.0),
+            policy_factor_N=blank(self.policy_factor_N),
+            old_logp_N=blank(self.old_logp_N),
+            ref_logp_N=blank(self.ref_logp_N),
+            mask_N=self.mask_N & kept_N,
+        )._without_weightless_values()
 
     def _without_weightless_values(self) -> PolicyTerms:
         # Rows of weight 0 that stay (for their sequence's ratio) may carry NaN in what only their own term would
@@ -114,28 +138,29 @@ class PolicyTerms:
     @torch.no_grad()
     def metrics(self, logp_N: Tensor, entropy_N: Tensor) -> dict[str, Tensor]:
         """Detached 0-d metrics; `grpo_loss` documents them."""
-        counted = (self.weights_N != 0).nonzero().squeeze(1)
+        counted_N = self.weights_N != 0
         tokens = self._tokens(logp_N.detach())
-        weights_n = self.weights_N[counted]
-        total = weights_n.sum()
+        total = self.weights_N.sum()
 
         def weighted_mean(x_N: Tensor) -> Tensor:
-            return torch.where(total == 0, 0.0, (weights_n * x_N[counted]).sum() / total)
+            return torch.where(total == 0, 0.0, torch.where(counted_N, self.weights_N * x_N, 0.0).sum() / total)
 
         def share(low_or_high_N: Tensor) -> Tensor:
             return weighted_mean(low_or_high_N.to(logp_N.dtype))
 
+        def extreme(reduce: Callable[[Tensor], Tensor], neutral: float) -> Tensor:
+            # The appended entry is what no counted row leaves: a ratio of 1.
+            default = torch.where(counted_N.any(), neutral, 0.0).to(logp_N.dtype).view(1)
+            return reduce(torch.cat([torch.where(counted_N, log_ratio_N, neutral), default])).exp()
+
         log_ratio_N = self.objective.log_ratio(tokens).clamp(max=MAX_LOG_RATIO)
-        log_ratio_n = log_ratio_N[counted]
         low_N, high_N = self.objective.clipped(tokens)
-        one = logp_N.new_ones(1)
-        empty = counted.numel() == 0
         metrics = {
             "clip_ratio/low": share(low_N),
             "clip_ratio/high": share(high_N),
             "ratio/mean": 1 + weighted_mean(torch.expm1(log_ratio_N)),
-            "ratio/min": (one if empty else log_ratio_n.exp()).min(),
-            "ratio/max": (one if empty else log_ratio_n.exp()).max(),
+            "ratio/min": extreme(torch.min, torch.inf),
+            "ratio/max": extreme(torch.max, -torch.inf),
             "entropy": weighted_mean(entropy_N.detach()),
             "informative": torch.where(self.total_weight == 0, 0.0, total / self.total_weight),
         }

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.dispatch import uses_triton
+from fgrpo_kernels.gpu import token_logprobs as gpu
 from fgrpo_kernels.results import TokenLogprobs
 from fgrpo_kernels.rowwise import RowStats, logits_gradient_, row_stats, rows_with_gradient, slices
 
@@ -38,8 +40,12 @@ def token_logprobs(
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])
     check_positive("token_logprobs", "temperature", temperature)
-    rows = torch.arange(targets.numel(), device=logits.device)
-    outputs = logprobs_of_rows(logits, targets.reshape(-1), rows, temperature, logits.shape[-1], inplace_backward)
+    targets_N = targets.reshape(-1)
+    if uses_triton(logits):
+        outputs = gpu.logprobs_of_live_rows(logits, targets_N, None, temperature, logits.shape[-1], inplace_backward)
+    else:
+        rows = torch.arange(targets.numel(), device=logits.device)
+        outputs = logprobs_of_rows(logits, targets_N, rows, temperature, logits.shape[-1], inplace_backward)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 

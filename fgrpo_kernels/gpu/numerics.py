@@ -5,8 +5,6 @@ Each is right to a few units in the last place of float32, whatever the target's
 
 from __future__ import annotations
 
-from typing import Any
-
 from fgrpo_kernels.jit import jit, tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -14,7 +12,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @jit
-def exp(x: Any) -> Any:
+def exp(x: tl.tensor) -> tl.tensor:
     """`e^x`. The rounding of `x * log2(e)`, which would cost `|x|` units in the last place, is made up for."""
     high = x * 1.4426950408889634
     low = tl.fma(x, 1.4426950408889634, -high) + x * 1.925963033500952e-08
@@ -25,7 +23,7 @@ def exp(x: Any) -> Any:
 
 
 @jit
-def expm1_minus_x(x: Any) -> Any:
+def expm1_minus_x(x: tl.tensor) -> tl.tensor:
     """`e^x - 1 - x`: the k3 estimator. Never negative, and right for the smallest `x`."""
     series = 1 / 362880 + x * (1 / 3628800)
     series = 1 / 40320 + x * series
@@ -39,13 +37,13 @@ def expm1_minus_x(x: Any) -> Any:
 
 
 @jit
-def expm1(x: Any) -> Any:
+def expm1(x: tl.tensor) -> tl.tensor:
     """`e^x - 1`."""
     return tl.where(tl.abs(x) < 0.7, x + expm1_minus_x(x), exp(x) - 1)
 
 
 @jit
-def log1p(x: Any) -> Any:
+def log1p(x: tl.tensor) -> tl.tensor:
     """`log(1 + x)` for `x >= 0`: `2 atanh(x / (2 + x))` as a series for small `x`."""
     s = x / (2 + x)
     s2 = s * s

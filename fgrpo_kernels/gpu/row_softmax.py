@@ -10,8 +10,6 @@ cost no mask. The last tile and the target's are special. `docs/kernels.md` deri
 
 from __future__ import annotations
 
-from typing import Any
-
 from fgrpo_kernels.gpu.numerics import LN_2, LOG2_E, exp, expm1, log1p
 from fgrpo_kernels.jit import jit, tl
 
@@ -20,21 +18,21 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @jit
-def row_offset(row: Any, T: Any, stride_b: Any, stride_t: Any) -> Any:
+def row_offset(row: tl.tensor, T: tl.tensor, stride_b: tl.tensor, stride_t: tl.tensor) -> tl.tensor:
     """int64 offset of row `b * T + t` in a tensor with two strided leading dimensions."""
     return (row // T) * stride_b + (row % T) * stride_t
 
 
 @jit
 def row_statistics(
-    row_ptr: Any,
-    target: Any,
-    vocab: Any,
-    inv_temperature: Any,
+    row_ptr: tl.tensor,
+    target: tl.tensor,
+    vocab: tl.tensor,
+    inv_temperature: tl.tensor,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """`(peak, log_sum, logp, entropy)` of `softmax(row / temperature)`.
 
     `peak` is the highest logit, before the temperature; `log_sum` the log of the sum of `exp((z - peak) / temperature)`.
@@ -80,18 +78,18 @@ def row_statistics(
 
 @jit
 def write_row_gradient(
-    row_ptr: Any,
-    grad_ptr: Any,
-    target: Any,
-    vocab: Any,
-    columns: Any,
-    peak: Any,
-    log_sum: Any,
-    logp: Any,
-    entropy: Any,
-    slope: Any,
-    entropy_slope: Any,
-    inv_temperature: Any,
+    row_ptr: tl.tensor,
+    grad_ptr: tl.tensor,
+    target: tl.tensor,
+    vocab: tl.tensor,
+    columns: tl.tensor,
+    peak: tl.tensor,
+    log_sum: tl.tensor,
+    logp: tl.tensor,
+    entropy: tl.tensor,
+    slope: tl.tensor,
+    entropy_slope: tl.tensor,
+    inv_temperature: tl.tensor,
     HAS_ENTROPY: tl.constexpr,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
@@ -133,7 +131,7 @@ def write_row_gradient(
 
 @jit
 def write_zero_row(
-    grad_ptr: Any, columns: Any, PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr
+    grad_ptr: tl.tensor, columns: tl.tensor, PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr
 ) -> None:
     """The gradient of a row that does not count."""
     _write_zeros(grad_ptr, 0, columns, PARTS, THREADS, VECTOR)
@@ -141,7 +139,7 @@ def write_zero_row(
 
 @jit
 def _write_zeros(
-    grad_ptr: Any, start: Any, columns: Any, PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr
+    grad_ptr: tl.tensor, start: tl.tensor, columns: tl.tensor, PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr
 ) -> None:
     TILE: tl.constexpr = PARTS * THREADS * VECTOR
     zeros = tl.zeros([PARTS, THREADS, VECTOR], grad_ptr.dtype.element_ty)
@@ -151,14 +149,14 @@ def _write_zeros(
 
 
 @jit
-def _tile_offsets(PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr) -> Any:
+def _tile_offsets(PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr) -> tl.tensor:
     """`[PARTS, THREADS, VECTOR]` consecutive numbers from 0."""
     part = tl.arange(0, PARTS)[:, None, None] * (THREADS * VECTOR)
     return part + tl.arange(0, THREADS)[None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, :]
 
 
 @jit
-def _add_tile(x: Any, highest: Any, total: Any, dot: Any, scale: Any) -> Any:
+def _add_tile(x: tl.tensor, highest: tl.tensor, total: tl.tensor, dot: tl.tensor, scale: tl.tensor) -> tl.tensor:
     """Each thread's running maximum, sum of exponentials, and sum of exponential times logit, the latter two relative
     to the maximum. `scale` is `log2(e) / temperature`."""
     new_highest = tl.maximum(highest, tl.max(tl.max(x, 2), 0))
@@ -174,8 +172,8 @@ def _add_tile(x: Any, highest: Any, total: Any, dot: Any, scale: Any) -> Any:
 
 @jit
 def _tile_gradient(
-    x: Any, peak: Any, scale: Any, shift: Any, factor: Any, log_factor: Any, HAS_ENTROPY: tl.constexpr
-) -> Any:
+    x: tl.tensor, peak: tl.tensor, scale: tl.tensor, shift: tl.tensor, factor: tl.tensor, log_factor: tl.tensor, HAS_ENTROPY: tl.constexpr
+) -> tl.tensor:
     """`p * (factor + log_factor * log2 p)` with `p` the probabilities."""
     log2_p = (x - peak) * scale - shift
     if HAS_ENTROPY:
@@ -184,6 +182,6 @@ def _tile_gradient(
 
 
 @jit
-def _finite(peak: Any) -> Any:
+def _finite(peak: tl.tensor) -> tl.tensor:
     """A maximum to subtract: 0 where nothing but -inf was seen."""
     return tl.where(peak == float("-inf"), 0.0, peak)

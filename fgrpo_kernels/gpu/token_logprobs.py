@@ -20,18 +20,18 @@ UNSPECIALISED = ["T"]
 
 @jit(do_not_specialize=UNSPECIALISED)
 def token_logprobs_kernel(
-    logits_ptr: Any,
-    stride_b: Any,
-    stride_t: Any,
-    T: Any,
-    targets_ptr: Any,
-    live_ptr: Any,
-    logp_ptr: Any,
-    entropy_ptr: Any,
-    peak_ptr: Any,
-    log_sum_ptr: Any,
-    vocab: Any,
-    inv_temperature: Any,
+    logits_ptr: tl.tensor,
+    stride_b: tl.tensor,
+    stride_t: tl.tensor,
+    T: tl.tensor,
+    targets_ptr: tl.tensor,
+    live_ptr: tl.tensor,
+    logp_ptr: tl.tensor,
+    entropy_ptr: tl.tensor,
+    peak_ptr: tl.tensor,
+    log_sum_ptr: tl.tensor,
+    vocab: tl.tensor,
+    inv_temperature: tl.tensor,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -54,23 +54,23 @@ def token_logprobs_kernel(
 
 @jit(do_not_specialize=UNSPECIALISED)
 def token_logprobs_backward_kernel(
-    logits_ptr: Any,
-    stride_b: Any,
-    stride_t: Any,
-    grad_ptr: Any,
-    grad_stride_b: Any,
-    grad_stride_t: Any,
-    T: Any,
-    targets_ptr: Any,
-    logp_ptr: Any,
-    entropy_ptr: Any,
-    peak_ptr: Any,
-    log_sum_ptr: Any,
-    grad_logp_ptr: Any,
-    grad_entropy_ptr: Any,
-    vocab: Any,
-    columns: Any,
-    inv_temperature: Any,
+    logits_ptr: tl.tensor,
+    stride_b: tl.tensor,
+    stride_t: tl.tensor,
+    grad_ptr: tl.tensor,
+    grad_stride_b: tl.tensor,
+    grad_stride_t: tl.tensor,
+    T: tl.tensor,
+    targets_ptr: tl.tensor,
+    logp_ptr: tl.tensor,
+    entropy_ptr: tl.tensor,
+    peak_ptr: tl.tensor,
+    log_sum_ptr: tl.tensor,
+    grad_logp_ptr: tl.tensor,
+    grad_entropy_ptr: tl.tensor,
+    vocab: tl.tensor,
+    columns: tl.tensor,
+    inv_temperature: tl.tensor,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -190,10 +190,10 @@ def token_logprobs_backward_(
     temperature: float,
     vocab_size: int,
 ) -> None:
-    """Write the logits' gradient to `grad_logits`, which has unit stride along the columns."""
+    """Write the logits' gradient to `grad_logits`, which is contiguous."""
     _launch_backward(
-        rows_of(grad_logits), logits, targets_N, (logp_N, entropy_N, peak_N, log_sum_N), grad_logp_N, grad_entropy_N,
-        temperature, vocab_size,
+        rows_of(logits), rows_of(grad_logits), targets_N, (logp_N, entropy_N, peak_N, log_sum_N),
+        grad_logp_N, grad_entropy_N, temperature, vocab_size,
     )  # fmt: skip
 
 
@@ -216,10 +216,12 @@ def token_logprobs_backward_inplace(
     vocab_size: int,
 ) -> None:
     """Overwrite the logits with their gradient."""
+    x = rows_of(logits)
     _launch_backward(
-        rows_of(logits), logits, targets_N, (logp_N, entropy_N, peak_N, log_sum_N), grad_logp_N, grad_entropy_N,
-        temperature, vocab_size,
-    )  # fmt: skip
+        x, x, targets_N, (logp_N, entropy_N, peak_N, log_sum_N), grad_logp_N, grad_entropy_N, temperature, vocab_size
+    )
+    if x.tensor.data_ptr() != logits.data_ptr():  # strides that do not fold into rows: it was a copy
+        logits.copy_(x.tensor.view(logits.shape))
 
 
 @token_logprobs_backward_inplace.register_fake
@@ -228,8 +230,8 @@ def _(*_: Any) -> None:
 
 
 def _launch_backward(
+    x: Rows,
     grads: Rows,
-    logits: Tensor,
     targets_N: Tensor,
     saved: tuple[Tensor, ...],
     grad_logp_N: Tensor | None,
@@ -239,7 +241,6 @@ def _launch_backward(
 ) -> None:
     if targets_N.numel() == 0:
         return
-    x = rows_of(logits)
     token_logprobs_backward_kernel[(targets_N.numel(),)](
         x.tensor,
         x.stride_b,
@@ -253,9 +254,9 @@ def _launch_backward(
         None if grad_logp_N is None else grad_logp_N.contiguous(),
         None if grad_entropy_N is None else grad_entropy_N.contiguous(),
         vocab_size,
-        logits.shape[-1],
+        x.tensor.shape[-1],
         1.0 / temperature,
-        **tile_for(logits, vocab_size).arguments(),
+        **tile_for(x.tensor, vocab_size).arguments(),
     )
 
 
@@ -271,7 +272,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     logits, *others = ctx.saved_tensors
     arguments = (logits, *others, grad_logp_N, grad_entropy_N, ctx.temperature, ctx.vocab_size)
-    if ctx.inplace and logits.stride(-1) == 1 and not torch.compiler.is_compiling():
+    if ctx.inplace and not torch.compiler.is_compiling():
         # detach shares the version counter: a second backward finds the saved logits changed, and raises.
         grad_logits = logits.detach()
         token_logprobs_backward_inplace(grad_logits, *arguments[1:])

@@ -1,9 +1,13 @@
-"""Policy objectives: one small frozen dataclass a file.
+"""Policy objectives: one small frozen dataclass a file, with its PyTorch form and, token by token, its Triton form.
 
-A new objective is a new file with a class that has the members of `Objective`; no other code changes.
+A new objective is a new file with a class that has the members of `Objective`; its Triton form adds a line here.
 """
 
-from fgrpo_kernels.objectives.base import Objective, Tokens
-from fgrpo_kernels.objectives.ppo_clip import PPOClip
+from fgrpo_kernels.objectives.base import DeviceForm, Objective, Tokens
+from fgrpo_kernels.objectives.ppo_clip import PPOClip, ppo_clip
 
-__all__ = ["Objective", "PPOClip", "Tokens"]
+DEVICE_FUNCTIONS = {
+    "ppo_clip": ppo_clip,
+}
+
+__all__ = ["DEVICE_FUNCTIONS", "DeviceForm", "Objective", "PPOClip", "Tokens"]

@@ -6,10 +6,13 @@ N token rows   S sequences
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from fgrpo_kernels.gpu.numerics import exp
+from fgrpo_kernels.jit import jit, tl
 
 Level = Literal["token", "sequence"]
 
@@ -21,6 +24,21 @@ MAX_LOG_RATIO = 80.0
 def bounded_exp(x: Tensor) -> Tensor:
     """`exp(x)`, held at `e^80` above."""
     return x.clamp(max=MAX_LOG_RATIO).exp()
+
+
+class DeviceForm(NamedTuple):
+    """The Triton form of an objective that works token by token.
+
+    Attributes:
+        name: key in `fgrpo_kernels.objectives.DEVICE_FUNCTIONS` of a device function
+            `(logp, log_ratio, advantage, a, b, c, d) -> (l, dl_dlogp, low, high)`, where
+            `log_ratio = logp - old_logp` and the last two say whether the objective cuts the gradient off below
+            and above. It is called for scalars of a row and for blocks of rows alike.
+        parameters: up to four numbers, a to d; the missing ones are 0.
+    """
+
+    name: str
+    parameters: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,19 @@ class Tokens:
         return self.sequence_sum(x_N) / self.sequence_sum(torch.ones_like(x_N)).clamp(min=1.0)
 
 
+@jit
+def device_bounded_exp(x: tl.tensor) -> tl.tensor:
+    """`(bounded_exp(x), its slope)`."""
+    power = exp(tl.minimum(x, 80.0))
+    return power, tl.where(x <= 80.0, power, 0.0)
+
+
 @runtime_checkable
 class Objective(Protocol):
     """The policy term `l` of the loss. Implementations are frozen dataclasses.
+
+    An objective that works token by token may also have `device_form() -> DeviceForm`: it then takes the kernel that
+    makes loss and gradient in one pass. Without one it takes as many passes as a sequence-level objective.
 
     `loss` must be proportional to the advantage, so that a row with advantage 0 can be left out before its logits
     are formed.

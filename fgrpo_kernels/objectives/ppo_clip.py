@@ -7,7 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.objectives.base import Level, Tokens, bounded_exp
+from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, device_bounded_exp
+
+
+@jit
+def ppo_clip(
+    logp: tl.tensor,
+    log_ratio: tl.tensor,
+    advantage: tl.tensor,
+    lowest: tl.tensor,
+    highest: tl.tensor,
+    delta: tl.tensor,
+    unused: tl.tensor,
+) -> tl.tensor:
+    """Triton form of `PPOClip` at token level; `lowest` and `highest` bound the ratio. See `DeviceForm`."""
+    ratio, slope = device_bounded_exp(log_ratio)
+    free = tl.minimum(ratio, delta) * advantage
+    clipped = tl.minimum(tl.maximum(ratio, lowest), highest) * advantage
+    below, above = ratio < lowest, ratio > highest
+    free_slope = tl.where(ratio <= delta, slope, 0.0)
+    # Where both branches of the minimum are equal they have the same slope, except at delta's and the clip's corners.
+    chosen_slope = tl.where(free <= clipped, free_slope, tl.where(below | above, 0.0, slope))
+    return -tl.minimum(free, clipped), -advantage * chosen_slope, below & (advantage < 0), above & (advantage > 0)
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,10 @@ class PPOClip:
     @property
     def sequence_level(self) -> bool:
         return self.level == "sequence"
+
+    def device_form(self) -> DeviceForm:
+        assert self.level == "token", "a sequence-level objective has no single-pass kernel"
+        return DeviceForm("ppo_clip", (1 - self.low, 1 + self.high, torch.inf if self.delta is None else self.delta))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:
         return tokens.log_ratio(self.level)

@@ -55,10 +55,12 @@ def test_the_step_is_the_weighted_mean_of_the_deltas(policy, small_config):
 
 
 def test_without_error_feedback_no_residual_is_kept(policy, small_config):
-    config = replace(small_config, codec=CodecConfig("int8", error_feedback=False))
+    config = replace(small_config, codec=CodecConfig("int8", rounding="stochastic", error_feedback=False))
     start = ServerState.initial(flatten(policy.model))
     state, _, _ = play_round(start, engine(policy, config, Watcher()), config, Watcher())
     assert not state.residuals
+    again, _, _ = play_round(start, engine(policy, config, Watcher()), config, Watcher())
+    assert torch.equal(state.params_P, again.params_P), "stochastic rounding is seeded too"
 
 
 def test_a_client_whose_rewards_are_nan_is_quarantined(policy, small_config):

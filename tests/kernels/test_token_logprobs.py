@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fgrpo_kernels import reference, token_logprobs
+from fgrpo_kernels.jit import INTERPRETED
 
 
 def randn(*shape, dtype=torch.float64, seed=0, scale=2.0):
@@ -37,6 +38,8 @@ def test_error_is_no_larger_than_plain_pytorch(dtype, temperature):
     plain = run(reference.token_logprobs, logits, targets, *grads, temperature=temperature)
     for name, e, o, p in zip(("logp", "entropy", "gradient"), exact, ours, plain, strict=True):
         budget = (p - e).abs().max() + 1e-6 * e.abs().max()
+        if name == "gradient" and dtype == torch.bfloat16 and INTERPRETED:
+            budget = budget + e.abs().max() * 2**-7  # the interpreter rounds bfloat16 towards 0
         assert (o - e).abs().max() <= budget, name
 
 
@@ -47,8 +50,9 @@ def test_many_slices_equal_one(monkeypatch):
     torch.testing.assert_close(run(token_logprobs, logits, targets, 1.0, 0.3), whole)
 
 
-def test_strided_logits_as_trainers_slice_them():
-    logits, targets = randn(3, 6, 20), torch.arange(15).view(3, 5)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_strided_logits_as_trainers_slice_them(dtype):
+    logits, targets = randn(3, 6, 20, dtype=dtype), torch.arange(15).view(3, 5)
     whole = logits.clone().requires_grad_()
     token_logprobs(whole[:, :-1], targets).logp.sum().backward()
     part = logits[:, :-1].contiguous().requires_grad_()
@@ -71,9 +75,10 @@ def test_gradient_of_a_target_far_ahead(margin, shift):
     torch.testing.assert_close(ours[0, 0], exact[0, 0], rtol=1e-4, atol=0)
 
 
-def test_logits_of_minus_infinity_are_columns_that_do_not_exist():
-    logits, targets = randn(4, 10), torch.arange(4)
-    masked = torch.cat([logits, torch.full((4, 3), -torch.inf, dtype=torch.float64)], dim=1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_logits_of_minus_infinity_are_columns_that_do_not_exist(dtype):
+    logits, targets = randn(4, 10, dtype=dtype), torch.arange(4)
+    masked = torch.cat([logits, torch.full((4, 3), -torch.inf, dtype=dtype)], dim=1)
     without = run(token_logprobs, logits, targets, 1.0, 0.5)
     with_columns = run(token_logprobs, masked, targets, 1.0, 0.5)
     torch.testing.assert_close(with_columns[:2], without[:2])
@@ -82,8 +87,9 @@ def test_logits_of_minus_infinity_are_columns_that_do_not_exist():
     torch.testing.assert_close(run(reference.token_logprobs, masked, targets, 1.0, 0.5), with_columns)
 
 
-def test_rows_without_incoming_gradient_get_exactly_zero_even_if_nan():
-    logits = randn(3, 8)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_rows_without_incoming_gradient_get_exactly_zero_even_if_nan(dtype):
+    logits = randn(3, 8, dtype=dtype)
     logits[1] = torch.nan
     leaf = logits.requires_grad_()
     logp, _ = token_logprobs(leaf, torch.tensor([0, 1, 2]))
@@ -99,8 +105,9 @@ def test_no_rows():
     assert leaf.grad.shape == (0, 8)
 
 
-def test_backward_twice():
-    leaf = randn(3, 8).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_backward_twice(dtype):
+    leaf = randn(3, 8, dtype=dtype).requires_grad_()
     logp, _ = token_logprobs(leaf, torch.tensor([0, 1, 2]))
     logp.sum().backward(retain_graph=True)
     once = leaf.grad.clone()
@@ -108,9 +115,13 @@ def test_backward_twice():
     torch.testing.assert_close(leaf.grad, 2 * once)
 
 
-def test_inplace_backward_reuses_the_logits_and_refuses_a_second_pass():
-    leaf, targets = randn(2, 4, 8), torch.arange(8).view(2, 4)
-    expected = run(token_logprobs, leaf, targets, torch.tensor([1.0, 0, 2, 3]), 0.5)[2]
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_inplace_backward_reuses_the_logits_and_refuses_a_second_pass(dtype, layout):
+    leaf, targets = randn(2, 4, 8, dtype=dtype), torch.arange(8).view(2, 4)
+    if layout == "permuted":  # no unit stride along the vocabulary
+        leaf = leaf.transpose(1, 2).contiguous().transpose(1, 2)
+    expected = run(token_logprobs, leaf, targets, torch.tensor([1.0, 0, 2, 3]), 0.5)[2].to(dtype)
     leaf.requires_grad_()
     logits = leaf * 1.0
     logp, entropy = token_logprobs(logits, targets, inplace_backward=True)

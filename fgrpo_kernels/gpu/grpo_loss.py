@@ -1,0 +1,264 @@
+"""`grpo_loss` on a GPU.
+
+Token-level objectives take one kernel over the rows, which reads a row (first pass: softmax statistics), knows the
+row's share of the loss and of the gradient, reads the row again while it is still in cache and writes its gradient;
+then one small kernel that sums the rows' terms. Sequence-level ones take three passes: statistics, arithmetic on
+`[N]` vectors, gradient.
+
+N rows   V columns
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.checks import can_look_at, check_targets
+from fgrpo_kernels.gpu.launch_table import tile_for
+from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms, sum_terms_kernel
+from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
+from fgrpo_kernels.gpu.token_logprobs import Rows, logprobs_of_live_rows, rows_of
+from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.kl import DEVICE_ESTIMATORS
+from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
+from fgrpo_kernels.objectives.base import DeviceForm
+from fgrpo_kernels.policy_terms import PolicyTerms
+from fgrpo_kernels.results import GRPOLoss
+
+METRICS = (
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "ratio/mean",
+    "ratio/min",
+    "ratio/max",
+    "entropy",
+    "informative",
+    "kl",
+)
+
+
+def grpo_loss(logits: Tensor, targets_N: Tensor, terms: PolicyTerms, temperature: float, vocab_size: int) -> GRPOLoss:
+    """`fgrpo_kernels.grpo_loss` after its checks."""
+    if can_look_at(targets_N):
+        check_targets("grpo_loss", targets_N[terms.informative_mask()], vocab_size)
+    # The single pass rounds the gradient before the incoming gradient, such as a loss scale, is known: in float16
+    # small ones would be lost.
+    form = None if terms.objective.sequence_level or logits.dtype == torch.float16 else _device_form(terms)
+    if form is not None:
+        return _in_one_pass(logits, targets_N, terms, form, temperature, vocab_size)
+    live_N = terms.informative_mask()
+    terms = terms.blanked(live_N)
+    logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
+    return GRPOLoss(terms.loss(logp_N, entropy_N), terms.metrics(logp_N, entropy_N))
+
+
+def _device_form(terms: PolicyTerms) -> DeviceForm | None:
+    device_form = getattr(terms.objective, "device_form", None)
+    return None if device_form is None else device_form()
+
+
+def _in_one_pass(
+    logits: Tensor, targets_N: Tensor, terms: PolicyTerms, form: DeviceForm, temperature: float, vocab_size: int
+) -> GRPOLoss:
+    loss, metrics, _ = grpo_loss_tokens(
+        logits,
+        targets_N,
+        terms.advantages_N,
+        terms.weights_N,
+        terms.policy_factor_N,
+        terms.old_logp_N,
+        terms.ref_logp_N,
+        form.name,
+        [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters)),
+        terms.beta,
+        terms.kl,
+        terms.entropy_coef,
+        temperature,
+        vocab_size,
+        torch.is_grad_enabled() and logits.requires_grad,
+    )
+    named = dict(zip(METRICS, metrics.unbind(), strict=True))
+    if terms.ref_logp_N is None:
+        del named["kl"]
+    return GRPOLoss(loss, named)
+
+
+@jit(do_not_specialize=["T", "a", "b", "c", "d", "beta", "entropy_coef"])
+def grpo_loss_kernel(
+    logits_ptr: tl.tensor,
+    stride_b: tl.tensor,
+    stride_t: tl.tensor,
+    grad_ptr: tl.tensor,
+    grad_stride_b: tl.tensor,
+    grad_stride_t: tl.tensor,
+    T: tl.tensor,
+    targets_ptr: tl.tensor,
+    advantages_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    factor_ptr: tl.tensor,
+    old_ptr: tl.tensor,
+    ref_ptr: tl.tensor,
+    logp_ptr: tl.tensor,
+    entropy_ptr: tl.tensor,
+    vocab: tl.tensor,
+    columns: tl.tensor,
+    inv_temperature: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    c: tl.tensor,
+    d: tl.tensor,
+    beta: tl.tensor,
+    entropy_coef: tl.tensor,
+    OBJECTIVE: tl.constexpr,
+    KL: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    PARTS: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+) -> None:
+    """Program n: logp and entropy of row n, and its gradient unless `grad_ptr` is None; nothing is read of a row that
+    is not informative."""
+    row = tl.program_id(0).to(tl.int64)
+    terms = load_terms(row, True, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, KL, HAS_ENTROPY)
+    live, advantage, weight, factor, old, ref = terms
+    logp, entropy = 0.0, 0.0
+    if live:
+        row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t)
+        target = tl.load(targets_ptr + row).to(tl.int32)
+        peak, log_sum, logp, entropy = row_statistics(row_ptr, target, vocab, inv_temperature, PARTS, THREADS, VECTOR)
+        if grad_ptr is not None:
+            if old_ptr is None:
+                old = logp
+            _, slope, _, _, _, _ = row_terms(
+                logp, entropy, old, ref, advantage, factor, a, b, c, d, beta, entropy_coef, OBJECTIVE, KL, HAS_ENTROPY
+            )
+            write_row_gradient(
+                row_ptr,
+                grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t),
+                target,
+                vocab,
+                columns,
+                peak,
+                log_sum,
+                logp,
+                entropy,
+                weight * slope,
+                -weight * entropy_coef,
+                inv_temperature,
+                HAS_ENTROPY,
+                PARTS,
+                THREADS,
+                VECTOR,
+            )
+    elif grad_ptr is not None:
+        grad_row_ptr = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t)
+        write_zero_row(grad_row_ptr, columns, PARTS, THREADS, VECTOR)
+    tl.store(logp_ptr + row, logp)
+    tl.store(entropy_ptr + row, entropy)
+
+
+@torch.library.custom_op("fgrpo::grpo_loss_tokens", mutates_args=())
+def grpo_loss_tokens(
+    logits: Tensor,
+    targets_N: Tensor,
+    advantages_N: Tensor,
+    weights_N: Tensor,
+    policy_factor_N: Tensor | None,
+    old_logp_N: Tensor | None,
+    ref_logp_N: Tensor | None,
+    objective: str,
+    parameters: list[float],
+    beta: float,
+    kl: str,
+    entropy_coef: float,
+    temperature: float,
+    vocab_size: int,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`(loss, metrics, gradient)`: 0-d, `[len(METRICS)]`, and the logits' gradient (empty unless asked for).
+
+    Vectors are `[N]` float32. Only the loss is differentiable.
+    """
+    gradient = _empty_gradient(logits, with_gradient)
+    sums = torch.empty(1 + len(METRICS), dtype=torch.float32, device=logits.device)
+    N = targets_N.numel()
+    logp_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(2))
+    vectors = [None if x is None else x.contiguous() for x in (advantages_N, weights_N, policy_factor_N)]
+    logprobs = [None if x is None else x.contiguous() for x in (old_logp_N, ref_logp_N)]
+    numbers = (*parameters, beta, entropy_coef)
+    flags = {
+        "OBJECTIVE": DEVICE_FUNCTIONS[objective],
+        "KL": DEVICE_ESTIMATORS[kl] if beta != 0 else None,
+        "HAS_ENTROPY": entropy_coef != 0,
+    }
+    if N > 0:
+        x = rows_of(logits)
+        grads = rows_of(gradient) if with_gradient else Rows(None, 0, 0, 1)
+        grpo_loss_kernel[(N,)](
+            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *vectors, *logprobs, logp_N, entropy_N,
+            vocab_size, logits.shape[-1], 1.0 / temperature, *numbers,
+            **flags, **tile_for(logits, vocab_size).arguments(),
+        )  # fmt: skip
+    sum_terms_kernel[(1,)](sums, logp_N, entropy_N, *vectors, *logprobs, N, *numbers, **flags, BLOCK=1024, num_warps=8)
+    return sums[0].clone(), sums[1:].clone(), gradient
+
+
+@grpo_loss_tokens.register_fake
+def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        logits.new_empty((), dtype=torch.float32),
+        logits.new_empty(len(METRICS), dtype=torch.float32),
+        _empty_gradient(logits, arguments[-1]),
+    )
+
+
+def _empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
+    shape = logits.shape if with_gradient else (0,)
+    return torch.empty(shape, dtype=logits.dtype, device=logits.device)
+
+
+@jit
+def scale_kernel(x_ptr: tl.tensor, factor_ptr: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """`x *= factor`, without touching `x` where the factor is 1."""
+    factor = tl.load(factor_ptr)
+    if factor != 1.0:
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        step = tl.num_programs(0).to(tl.int64) * BLOCK
+        for first in range(start, size, step):
+            where = first + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + where, mask=where < size).to(tl.float32)
+            tl.store(x_ptr + where, (x * factor).to(x_ptr.dtype.element_ty), mask=where < size)
+
+
+@torch.library.custom_op("fgrpo::scale_", mutates_args={"x"})
+def scale_(x: Tensor, factor: Tensor) -> None:
+    """`x *= factor` for a contiguous `x` and a 0-d factor; almost free where the factor is 1, as it mostly is."""
+    if x.numel() > 0:
+        programs = min(1024, -(-x.numel() // 4096))
+        scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8)
+
+
+@scale_.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, ctx.options = inputs[:7], inputs[7:]
+    ctx.save_for_backward(*tensors)
+    ctx.gradient = output[2]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None:  # an earlier backward pass has given it away
+        *options, _ = ctx.options
+        _, _, gradient = grpo_loss_tokens(*(x and x.detach() for x in ctx.saved_tensors), *options, True)
+    scale_(gradient, grad_loss)
+    return (gradient, *[None] * 14)
+
+
+grpo_loss_tokens.register_autograd(_backward, setup_context=_save)
