@@ -14,7 +14,7 @@ def check_floating(op: str, name: str, x: Tensor) -> None:
 
 
 def check_positive(op: str, name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:  # so that NaN fails too
         raise ValueError(f"{op}: {name} must be a positive number, got {value}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -18,3 +20,8 @@ def uses_triton(x: Tensor) -> bool:
     float64 is for checking gradients; the PyTorch path has it on every device.
     """
     return HAS_TRITON and x.device.type in DEVICES and x.dtype in DTYPES
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """While it lasts kernels are launched on the device of `x`, which need not be the current one."""
+    return nullcontext() if x.device.type == "cpu" else torch.get_device_module(x.device).device_of(x)

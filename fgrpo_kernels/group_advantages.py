@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import check_floating, check_positive
+from fgrpo_kernels.checks import can_look_at, check_floating, check_positive
+from fgrpo_kernels.dispatch import uses_triton
+from fgrpo_kernels.gpu import group_advantages as gpu
 from fgrpo_kernels.results import GroupAdvantages
 
 Scale = Literal["group", "batch", "none"]
@@ -30,7 +32,8 @@ def group_advantages(
     Args:
         rewards: `[B]`, or `[B, R]` for R reward functions, floating. NaN means "this function does not apply": it is
             left out of the row's sum. A row with nothing but NaN has no reward: it is left out of all statistics and
-            its advantage is 0. Infinite rewards are refused.
+            its advantage is 0. Infinite rewards are refused; on a GPU, where looking would wait for the device,
+            they make their group's advantages NaN.
         group_size: completions per prompt, when the groups are consecutive rows of one size. Or else:
         group_ids: `[B]` integers, any values in any order; equal ids are one group. Groups may differ in size.
         reward_weights: `[R]` weights of the reward functions (default 1 each); only with rewards `[B, R]`.
@@ -60,7 +63,7 @@ def group_advantages(
             f"group_advantages: reward_weights {list(reward_weights.shape)} must be [R] with rewards [B, R], "
             f"got rewards {list(rewards.shape)}"
         )
-    if torch.isinf(rewards).any():
+    if can_look_at(rewards) and torch.isinf(rewards).any():
         raise ValueError("group_advantages: rewards must be finite, or NaN where a reward function does not apply")
     if scale not in ("group", "batch", "none"):
         raise ValueError(f'group_advantages: scale must be "group", "batch" or "none", got {scale!r}')
@@ -68,6 +71,8 @@ def group_advantages(
         raise ValueError(f'group_advantages: baseline must be "mean" or "leave_one_out", got {baseline!r}')
     check_positive("group_advantages", "eps", eps)
     _check_groups(len(rewards), group_size, group_ids, scale)
+    if uses_triton(rewards):
+        return gpu.group_advantages(rewards, group_size, group_ids, reward_weights, scale, baseline, eps)
     return reference.group_advantages(
         rewards,
         group_size,

@@ -1,32 +1,35 @@
-"""Triton where it is installed, and harmless stand-ins where it is not, so that device functions can be defined anywhere.
+"""Triton where it is installed, and harmless stand-ins where it is not, so that device functions may stand anywhere.
 
-A module that defines device functions imports `jit`, `tl` and `constexpr` from here, and may then be imported without
-Triton. `fgrpo_kernels.dispatch` sees to it that nothing launches a stand-in.
+A module that defines device functions imports `jit` and `tl` from here, and may then be imported without Triton.
+`fgrpo_kernels.dispatch` sees to it that nothing launches a stand-in.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+jit: Any
+tl: Any
 try:
     import triton
-    import triton.language as tl
+    import triton.language
 except ImportError:  # no wheel for this platform: the PyTorch path serves every device
+    HAS_TRITON = INTERPRETED = False
 
-    class tl:  # noqa: N801  (stands for the module)
-        """Only `constexpr`, which the decorated functions' annotations and constants name."""
+    class _Language:
+        """The one member of `triton.language` that a module uses when it is imported."""
 
         @staticmethod
         def constexpr(value: Any) -> Any:
             return value
 
-    def jit(function: Any = None, **_: Any) -> Any:
+    def _jit(function: Any = None, **_: Any) -> Any:
         """Leaves the function as it is: it is never launched."""
-        return function if function is not None else jit
+        return _jit if function is None else function
 
-    HAS_TRITON = INTERPRETED = False
+    jit, tl = _jit, _Language
 else:
-    jit = triton.jit
+    jit, tl = triton.jit, triton.language
     HAS_TRITON = True
     # With TRITON_INTERPRET=1 (set before the first import of Triton) kernels run on CPU tensors, in Python.
     INTERPRETED = bool(triton.knobs.runtime.interpret)

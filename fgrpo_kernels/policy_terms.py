@@ -10,7 +10,6 @@ and every path (reference, chunked) shares this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,11 +134,11 @@ class PolicyTerms:
             (grad_logp_N,) = torch.autograd.grad(self.loss(leaf_N, entropy_N.detach()), leaf_N)
         return grad_logp_N, None if self.entropy_coef == 0 else -self.entropy_coef * self.weights_N
 
-    @torch.no_grad()
     def metrics(self, logp_N: Tensor, entropy_N: Tensor) -> dict[str, Tensor]:
         """Detached 0-d metrics; `grpo_loss` documents them."""
+        logp_N, entropy_N = logp_N.detach(), entropy_N.detach()
         counted_N = self.weights_N != 0
-        tokens = self._tokens(logp_N.detach())
+        tokens = self._tokens(logp_N)
         total = self.weights_N.sum()
 
         def weighted_mean(x_N: Tensor) -> Tensor:
@@ -148,10 +147,10 @@ class PolicyTerms:
         def share(low_or_high_N: Tensor) -> Tensor:
             return weighted_mean(low_or_high_N.to(logp_N.dtype))
 
-        def extreme(reduce: Callable[[Tensor], Tensor], neutral: float) -> Tensor:
-            # The appended entry is what no counted row leaves: a ratio of 1.
-            default = torch.where(counted_N.any(), neutral, 0.0).to(logp_N.dtype).view(1)
-            return reduce(torch.cat([torch.where(counted_N, log_ratio_N, neutral), default])).exp()
+        def counted_log_ratios(neutral: float) -> Tensor:
+            # With one more entry, which stands for a ratio of 1 if no row counts.
+            last = torch.where(counted_N.any(), neutral, 0.0).to(logp_N.dtype).view(1)
+            return torch.cat([torch.where(counted_N, log_ratio_N, neutral), last])
 
         log_ratio_N = self.objective.log_ratio(tokens).clamp(max=MAX_LOG_RATIO)
         low_N, high_N = self.objective.clipped(tokens)
@@ -159,9 +158,9 @@ class PolicyTerms:
             "clip_ratio/low": share(low_N),
             "clip_ratio/high": share(high_N),
             "ratio/mean": 1 + weighted_mean(torch.expm1(log_ratio_N)),
-            "ratio/min": extreme(torch.min, torch.inf),
-            "ratio/max": extreme(torch.max, -torch.inf),
-            "entropy": weighted_mean(entropy_N.detach()),
+            "ratio/min": counted_log_ratios(torch.inf).min().exp(),
+            "ratio/max": counted_log_ratios(-torch.inf).max().exp(),
+            "entropy": weighted_mean(entropy_N),
             "informative": torch.where(self.total_weight == 0, 0.0, total / self.total_weight),
         }
         if self.ref_logp_N is not None:

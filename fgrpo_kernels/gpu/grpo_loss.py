@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import can_look_at, check_targets
+from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms, sum_terms_kernel
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
-from fgrpo_kernels.gpu.token_logprobs import Rows, logprobs_of_live_rows, rows_of
+from fgrpo_kernels.gpu.token_logprobs import logprobs_of_live_rows, rows_of
 from fgrpo_kernels.jit import jit, tl
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
@@ -62,7 +64,8 @@ def _device_form(terms: PolicyTerms) -> DeviceForm | None:
 def _in_one_pass(
     logits: Tensor, targets_N: Tensor, terms: PolicyTerms, form: DeviceForm, temperature: float, vocab_size: int
 ) -> GRPOLoss:
-    loss, metrics, _ = grpo_loss_tokens(
+    op = grpo_loss_tokens if torch.compiler.is_compiling() else _GRPOLossTokens.apply
+    loss, metrics = op(
         logits,
         targets_N,
         terms.advantages_N,
@@ -78,7 +81,7 @@ def _in_one_pass(
         temperature,
         vocab_size,
         torch.is_grad_enabled() and logits.requires_grad,
-    )
+    )[:2]
     named = dict(zip(METRICS, metrics.unbind(), strict=True))
     if terms.ref_logp_N is None:
         del named["kl"]
@@ -193,15 +196,18 @@ def grpo_loss_tokens(
         "KL": DEVICE_ESTIMATORS[kl] if beta != 0 else None,
         "HAS_ENTROPY": entropy_coef != 0,
     }
-    if N > 0:
-        x = rows_of(logits)
-        grads = rows_of(gradient) if with_gradient else Rows(None, 0, 0, 1)
-        grpo_loss_kernel[(N,)](
-            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *vectors, *logprobs, logp_N, entropy_N,
-            vocab_size, logits.shape[-1], 1.0 / temperature, *numbers,
-            **flags, **tile_for(logits, vocab_size).arguments(),
-        )  # fmt: skip
-    sum_terms_kernel[(1,)](sums, logp_N, entropy_N, *vectors, *logprobs, N, *numbers, **flags, BLOCK=1024, num_warps=8)
+    with device_of(logits):
+        if N > 0:
+            x = rows_of(logits)
+            grads = rows_of(gradient)[:3] if with_gradient else (None, 0, 0)
+            grpo_loss_kernel[(N,)](
+                *x[:3], *grads, x.T, targets_N.contiguous(), *vectors, *logprobs, logp_N, entropy_N,
+                vocab_size, logits.shape[-1], 1.0 / temperature, *numbers,
+                **flags, **tile_for(logits, vocab_size).arguments(),
+            )  # fmt: skip
+        sum_terms_kernel[(1,)](
+            sums, logp_N, entropy_N, *vectors, *logprobs, N, *numbers, **flags, BLOCK=1024, num_warps=8
+        )
     return sums[0].clone(), sums[1:].clone(), gradient
 
 
@@ -237,7 +243,8 @@ def scale_(x: Tensor, factor: Tensor) -> None:
     """`x *= factor` for a contiguous `x` and a 0-d factor; almost free where the factor is 1, as it mostly is."""
     if x.numel() > 0:
         programs = min(1024, -(-x.numel() // 4096))
-        scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8)
+        with device_of(x):
+            scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8)
 
 
 @scale_.register_fake
@@ -246,19 +253,38 @@ def _(*_: Any) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, ctx.options = inputs[:7], inputs[7:]
-    ctx.save_for_backward(*tensors)
-    ctx.gradient = output[2]
+    ctx.save_for_backward(output[2])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    gradient, ctx.gradient = ctx.gradient, None
-    if gradient is None:  # an earlier backward pass has given it away
-        *options, _ = ctx.options
-        _, _, gradient = grpo_loss_tokens(*(x and x.detach() for x in ctx.saved_tensors), *options, True)
-    scale_(gradient, grad_loss)
-    return (gradient, *[None] * 14)
+    (gradient,) = ctx.saved_tensors
+    return (gradient * grad_loss.to(gradient.dtype), *[None] * 14)
 
 
 grpo_loss_tokens.register_autograd(_backward, setup_context=_save)
+
+
+class _GRPOLossTokens(torch.autograd.Function):
+    """`grpo_loss_tokens`, whose backward pass scales the gradient in place and gives it away.
+
+    That spares a copy of the gradient, but is nothing that a compiler may see, so compiled code takes the op.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        loss, metrics, ctx.gradient = grpo_loss_tokens(*arguments)
+        ctx.save_for_backward(*arguments[:7])
+        ctx.options = arguments[7:]
+        ctx.mark_non_differentiable(metrics)
+        return loss, metrics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors  # raises if the logits have been written to
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # an earlier backward pass has given it away
+            _, _, gradient = grpo_loss_tokens(*tensors, *ctx.options)
+        scale_(gradient, grad_loss)
+        return (gradient, *[None] * 14)

@@ -1,4 +1,4 @@
-"""The loss's terms of token rows on a GPU: of one row inside the loss kernel, and of blocks of rows where they are summed.
+"""The loss's terms of token rows on a GPU: of one row in the loss kernel, of blocks of rows where they are summed.
 
 The device form of `fgrpo_kernels.policy_terms`, which says what the terms and the metrics mean.
 """

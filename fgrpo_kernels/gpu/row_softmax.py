@@ -4,8 +4,8 @@ A tile is `[PARTS, THREADS, VECTOR]` neighbouring columns: VECTOR of them are on
 the number of threads of the program. Each thread keeps its own running statistics and reduces over the two other axes,
 so a warp meets no barrier and no other thread until its row is read.
 
-A row's tiles are of two kinds. *Plain* tiles have no missing column and not the target: they are nearly all of them, and
-cost no mask. The last tile and the target's are special. `docs/kernels.md` derives the formulas.
+A row's tiles are of two kinds. *Plain* tiles have no missing column and not the target: nearly all are, and they cost
+no mask. The last tile and the target's are special. `docs/kernels.md` derives the formulas.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def row_statistics(
 ) -> tl.tensor:
     """`(peak, log_sum, logp, entropy)` of `softmax(row / temperature)`.
 
-    `peak` is the highest logit, before the temperature; `log_sum` the log of the sum of `exp((z - peak) / temperature)`.
-    A target outside the vocabulary makes all NaN but the peak.
+    `peak` is the highest logit, before the temperature; `log_sum` the log of the sum of all
+    `exp((logit - peak) / temperature)`. A target outside the vocabulary makes logp NaN.
     """
     TILE: tl.constexpr = PARTS * THREADS * VECTOR
     offsets = _tile_offsets(PARTS, THREADS, VECTOR)
@@ -139,7 +139,12 @@ def write_zero_row(
 
 @jit
 def _write_zeros(
-    grad_ptr: tl.tensor, start: tl.tensor, columns: tl.tensor, PARTS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr
+    grad_ptr: tl.tensor,
+    start: tl.tensor,
+    columns: tl.tensor,
+    PARTS: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ) -> None:
     TILE: tl.constexpr = PARTS * THREADS * VECTOR
     zeros = tl.zeros([PARTS, THREADS, VECTOR], grad_ptr.dtype.element_ty)
@@ -172,7 +177,13 @@ def _add_tile(x: tl.tensor, highest: tl.tensor, total: tl.tensor, dot: tl.tensor
 
 @jit
 def _tile_gradient(
-    x: tl.tensor, peak: tl.tensor, scale: tl.tensor, shift: tl.tensor, factor: tl.tensor, log_factor: tl.tensor, HAS_ENTROPY: tl.constexpr
+    x: tl.tensor,
+    peak: tl.tensor,
+    scale: tl.tensor,
+    shift: tl.tensor,
+    factor: tl.tensor,
+    log_factor: tl.tensor,
+    HAS_ENTROPY: tl.constexpr,
 ) -> tl.tensor:
     """`p * (factor + log_factor * log2 p)` with `p` the probabilities."""
     log2_p = (x - peak) * scale - shift

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
 from fgrpo_kernels.jit import jit, tl
@@ -152,28 +153,25 @@ def token_logprobs_forward(
     inplace_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`(logp, entropy, peak, log_sum)`, each `[N]` float32; differentiable in the first two. See `row_statistics`."""
-    outputs = tuple(torch.empty(targets_N.numel(), dtype=torch.float32, device=logits.device) for _ in range(4))
+    outputs = _four_vectors(logits, targets_N)
     if targets_N.numel() > 0:
         x = rows_of(logits)
-        token_logprobs_kernel[(targets_N.numel(),)](
-            x.tensor,
-            x.stride_b,
-            x.stride_t,
-            x.T,
-            targets_N.contiguous(),
-            live_N,
-            *outputs,
-            vocab_size,
-            1.0 / temperature,
-            **tile_for(logits, vocab_size).arguments(),
-        )
+        with device_of(logits):
+            token_logprobs_kernel[(targets_N.numel(),)](
+                *x, targets_N.contiguous(), live_N, *outputs, vocab_size, 1.0 / temperature,
+                **tile_for(logits, vocab_size).arguments(),
+            )  # fmt: skip
     return outputs
 
 
 @token_logprobs_forward.register_fake
 def _(logits: Tensor, targets_N: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logp, entropy, peak, log_sum = (logits.new_empty(targets_N.numel(), dtype=torch.float32) for _ in range(4))
-    return logp, entropy, peak, log_sum
+    return _four_vectors(logits, targets_N)
+
+
+def _four_vectors(logits: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d = (torch.empty(targets_N.numel(), dtype=torch.float32, device=logits.device) for _ in range(4))
+    return a, b, c, d
 
 
 @torch.library.custom_op("fgrpo::token_logprobs_backward_", mutates_args={"grad_logits"})
@@ -241,23 +239,13 @@ def _launch_backward(
 ) -> None:
     if targets_N.numel() == 0:
         return
-    token_logprobs_backward_kernel[(targets_N.numel(),)](
-        x.tensor,
-        x.stride_b,
-        x.stride_t,
-        grads.tensor,
-        grads.stride_b,
-        grads.stride_t,
-        x.T,
-        targets_N.contiguous(),
-        *saved,
-        None if grad_logp_N is None else grad_logp_N.contiguous(),
-        None if grad_entropy_N is None else grad_entropy_N.contiguous(),
-        vocab_size,
-        x.tensor.shape[-1],
-        1.0 / temperature,
-        **tile_for(x.tensor, vocab_size).arguments(),
-    )
+    incoming = [None if x_N is None else x_N.contiguous() for x_N in (grad_logp_N, grad_entropy_N)]
+    with device_of(x.tensor):
+        token_logprobs_backward_kernel[(targets_N.numel(),)](
+            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *saved, *incoming,
+            vocab_size, x.tensor.shape[-1], 1.0 / temperature,
+            **tile_for(x.tensor, vocab_size).arguments(),
+        )  # fmt: skip
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fgrpo_kernels import group_advantages
+from fgrpo_kernels import group_advantages, reference
 
 NAN = math.nan
 
@@ -108,6 +108,35 @@ def test_a_group_of_one_is_compared_with_the_batch(baseline):
 def test_no_rewards():
     result = group_advantages(torch.empty(0), 4)
     assert [len(x) for x in result] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_the_reference_in_float64(dtype, scale, baseline):
+    """Several reward functions with holes, a degenerate group, an unscored one; by size and by ragged, shuffled ids."""
+    rng = torch.Generator().manual_seed(3)
+    rewards = torch.randn(40, 3, generator=rng).to(dtype)
+    rewards[torch.rand(40, 3, generator=rng) < 0.3] = NAN
+    rewards[8:16] = 0.1
+    rewards[16:24] = NAN
+    options = {"reward_weights": torch.tensor([1.0, -0.5, 2.0]), "scale": scale, "baseline": baseline}
+    ids = torch.cat([torch.tensor([7, 7, 3, 3, 3]), torch.randint(10, 14, (35,), generator=rng)])
+    for groups in ({"group_size": 8}, {"group_ids": ids}):
+        got = group_advantages(rewards, **groups, **options)
+        exact = reference.group_advantages(rewards.double(), **groups, **options)
+        for name, ours, expected in zip(got._fields, got, exact, strict=True):
+            tolerance = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+            torch.testing.assert_close(
+                ours.to(expected.dtype), expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    assert got.advantages.dtype == torch.float32
+
+
+def test_columns_of_a_larger_table():
+    table = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    strided = group_advantages(table[:, 1:4:2], 4)
+    torch.testing.assert_close(strided, group_advantages(table[:, 1:4:2].contiguous(), 4))
 
 
 @pytest.mark.parametrize(
