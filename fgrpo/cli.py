@@ -1,4 +1,4 @@
-"""The command line: `fgrpo train | resume | evaluate | report | inspect`."""
+"""The command line: `fgrpo train | resume | evaluate | report | compare | inspect | keys`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from fgrpo.run_folder import RunFolder
 
 
+# Read by libraries when they are imported, which happens later; whoever sets one outside keeps their value.
+_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "0",  # threads that wait by spinning make two runs on the same cores 20 times slower than one
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # our own display speaks
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for an error that a person can mend, 130 when interrupted."""
-    # Threads that wait by spinning make two runs on the same cores up to 50 times slower than one. Must be set before
-    # torch is imported; whoever sets it outside keeps their value.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -55,6 +62,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     evaluate = add("evaluate", _evaluate, "TARGET", "held-out accuracy of a run or of a configuration's model", True)
     evaluate.add_argument("--round", type=int, help="a round of the run whose state is kept (default: the last)")
     add("report", _report, "RUN", "write plots and an HTML page, and print the tables")
+    compare = add("compare", _compare, "", "print the held-out accuracy of several runs side by side")
+    compare.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
     add("keys", _keys, "", "list every key of the configuration")
     arguments, overrides = parser.parse_known_args(argv)
@@ -62,9 +71,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
 
 
 def _quiet_libraries() -> None:
-    """Our own display speaks; the loading bars and hints of the libraries do not."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    """Silence the libraries' loading bars and hints."""
     import datasets
     import transformers
 
@@ -101,6 +108,13 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.run_folder import RunFolder
 
     _finish(RunFolder.open(arguments.run))
+
+
+def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.run_folder import RunFolder
+    from fgrpo.summary import print_comparison
+
+    print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -208,6 +208,25 @@ def quarantine_table(summary: RunSummary) -> TextTable:
     )
 
 
+def comparison_table(runs: Mapping[str, RunSummary]) -> TextTable:
+    """Return runs of the same clients side by side: held-out accuracy per client before and after, and wall time."""
+    clients = list(dict.fromkeys(client for summary in runs.values() for client in summary.clients))
+    rows = []
+    for name, summary in runs.items():
+        pairs = [summary.accuracy(c) if c in summary.clients else (None, None) for c in clients]
+        pairs.append(summary.mean_accuracy() or (None, None))
+        cells = [f"{percent(before)} → {percent(after)}" for before, after in pairs]
+        rows.append((name, *cells, points(*pairs[-1]), seconds(sum(summary.round_seconds()))))
+    return TextTable(
+        "Held-out accuracy before and after", ("run", *clients, "mean", "points gained", "rounds took"), tuple(rows)
+    )
+
+
+def print_comparison(runs: Mapping[str, Iterable[Record]], console: Console | None = None) -> None:
+    """Print several runs side by side."""
+    _print(comparison_table({name: RunSummary.of(records) for name, records in runs.items()}), console)
+
+
 def print_summary(records: Iterable[Record], console: Console | None = None) -> None:
     """Print the tables that a run ends with."""
     for table in tables(RunSummary.of(records)):

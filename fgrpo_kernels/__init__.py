@@ -1,6 +1,6 @@
 """GRPO's mathematics as PyTorch ops that any trainer can use: advantages, log-probabilities, losses.
 
-Needs torch alone. The delta codec is in `fgrpo_kernels.codec`; the specification of every op in
+Needs torch alone, and Triton where there is a GPU. The delta codec is in `fgrpo_kernels.codec`; the specification of every op in
 `fgrpo_kernels.reference`.
 """
 
@@ -8,12 +8,17 @@ from fgrpo_kernels.group_advantages import group_advantages
 from fgrpo_kernels.grpo_loss import grpo_loss
 from fgrpo_kernels.linear_grpo_loss import linear_grpo_loss
 from fgrpo_kernels.linear_token_logprobs import linear_token_logprobs
-from fgrpo_kernels.objectives import Objective, PPOClip
+from fgrpo_kernels.objectives import CISPO, GMPO, SAPO, VESPO, Objective, PPOClip
+from fgrpo_kernels.policy_factors import importance_weights, off_policy_mask, top_entropy_mask
 from fgrpo_kernels.results import GroupAdvantages, GRPOLoss, TokenLogprobs
 from fgrpo_kernels.token_logprobs import token_logprobs
 from fgrpo_kernels.token_weights import token_weights
 
 __all__ = [
+    "CISPO",
+    "GMPO",
+    "SAPO",
+    "VESPO",
     "GRPOLoss",
     "GroupAdvantages",
     "Objective",
@@ -21,8 +26,11 @@ __all__ = [
     "TokenLogprobs",
     "group_advantages",
     "grpo_loss",
+    "importance_weights",
     "linear_grpo_loss",
     "linear_token_logprobs",
+    "off_policy_mask",
     "token_logprobs",
     "token_weights",
+    "top_entropy_mask",
 ]

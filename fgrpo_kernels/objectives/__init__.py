@@ -4,10 +4,16 @@ A new objective is a new file with a class that has the members of `Objective`; 
 """
 
 from fgrpo_kernels.objectives.base import DeviceForm, Objective, Tokens
+from fgrpo_kernels.objectives.cispo import CISPO, cispo
+from fgrpo_kernels.objectives.gmpo import GMPO
 from fgrpo_kernels.objectives.ppo_clip import PPOClip, ppo_clip
+from fgrpo_kernels.objectives.sapo import SAPO, sapo
+from fgrpo_kernels.objectives.vespo import VESPO
 
 DEVICE_FUNCTIONS = {
     "ppo_clip": ppo_clip,
+    "cispo": cispo,
+    "sapo": sapo,
 }
 
-__all__ = ["DEVICE_FUNCTIONS", "DeviceForm", "Objective", "PPOClip", "Tokens"]
+__all__ = ["CISPO", "DEVICE_FUNCTIONS", "GMPO", "SAPO", "VESPO", "DeviceForm", "Objective", "PPOClip", "Tokens"]

@@ -94,6 +94,9 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0
+    assert main(["compare", path, path]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
+    assert len(rows) == 2
     payload = f"{path}/rounds/0005/payloads/gcd.safetensors"
     capsys.readouterr()
     assert main(["inspect", payload]) == 0

@@ -1,0 +1,64 @@
+"""CISPO (MiniMax-M1): a policy gradient whose importance weight is bounded instead of its gradient cut off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.objectives.base import DeviceForm, Tokens, bounded_exp, device_bounded_exp
+
+
+@jit
+def cispo(
+    logp: tl.tensor,
+    log_ratio: tl.tensor,
+    advantage: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    unused: tl.tensor,
+    unused_too: tl.tensor,
+) -> tl.tensor:
+    """Triton form of `CISPO`. See `DeviceForm`."""
+    ratio, _ = device_bounded_exp(log_ratio)
+    slope = -tl.minimum(tl.maximum(ratio, low), high) * advantage
+    return slope * logp, slope, (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)
+
+
+@dataclass(frozen=True)
+class CISPO:
+    """`l = -sg(clip(r, low, high)) * A * logp` with `r = exp(logp - old_logp)`: no token loses its gradient.
+
+    Args:
+        low: lower bound of the ratio itself, not a distance from 1. TRL has none, 0; verl has `1 - clip_ratio_low`.
+        high: upper bound of the ratio (TRL's `epsilon_high`, 5.0 in ScaleRL; verl's `1 + clip_ratio_high`).
+    """
+
+    low: float = 0.0
+    high: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= self.high and 0 < self.high < math.inf):
+            raise ValueError(f"CISPO: low and high bound the ratio itself, 0 <= low <= high, got {self!r}")
+
+    @property
+    def sequence_level(self) -> bool:
+        return False
+
+    def device_form(self) -> DeviceForm:
+        return DeviceForm("cispo", (self.low, self.high))
+
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        return tokens.log_ratio("token")
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        bounded_N = bounded_exp(self.log_ratio(tokens).detach()).clamp(self.low, self.high)
+        return -bounded_N * tokens.advantages_N * tokens.logp_N
+
+    def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Tokens whose weight was bounded (their gradient stays)."""
+        ratio_N = bounded_exp(self.log_ratio(tokens))
+        advantages_N = tokens.advantages_N
+        return (ratio_N < self.low) & (advantages_N < 0), (ratio_N > self.high) & (advantages_N > 0)

@@ -1,0 +1,48 @@
+"""GMPO: the geometric mean of a sequence's token ratios, each clipped before the mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.objectives.base import Tokens, bounded_exp
+
+
+@dataclass(frozen=True)
+class GMPO:
+    """`l = -A * exp(mean over the sequence of the clipped log-ratios)`, verl's `geo_mean`.
+
+    A token's log-ratio is held at `high` where the advantage is positive, and at `-low` where it is negative; the
+    other side is free, as in PPO.
+
+    Args:
+        low, high: bounds of the log-ratio, in nats (0.4 in the paper).
+    """
+
+    low: float = 0.4
+    high: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.low < 0 or self.high < 0:
+            raise ValueError(f"GMPO: low and high are bounds of |log r| and may not be negative, got {self!r}")
+
+    @property
+    def sequence_level(self) -> bool:
+        return True
+
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        log_ratio_N = tokens.log_ratio("token")
+        clipped_N = log_ratio_N.clamp(-self.low, self.high)
+        held_N = torch.where(
+            tokens.advantages_N >= 0, torch.minimum(log_ratio_N, clipped_N), torch.maximum(log_ratio_N, clipped_N)
+        )
+        return tokens.sequence_mean(held_N)
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        return -tokens.advantages_N * bounded_exp(self.log_ratio(tokens))
+
+    def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        log_ratio_N, advantages_N = tokens.log_ratio("token"), tokens.advantages_N
+        return (log_ratio_N < -self.low) & (advantages_N < 0), (log_ratio_N > self.high) & (advantages_N > 0)

@@ -1,0 +1,205 @@
+"""Compile every kernel, with its real launch table, for devices that are not there; and read what came out.
+
+    python tests/kernels/ahead_of_time.py > docs/kernel_resources.md
+
+makes the committed table again, which `test_ahead_of_time.py` compares. Not with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fgrpo_kernels.gpu.group_advantages import BATCH_BLOCK, group_advantages_kernel
+from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
+from fgrpo_kernels.gpu.launch_table import row_tile
+from fgrpo_kernels.gpu.policy_rows import sum_terms_kernel
+from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
+from fgrpo_kernels.kl import DEVICE_ESTIMATORS
+from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards")
+# What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
+DIVISIBLE = ("vocab", "columns", "size")
+POINTERS = {
+    "targets_ptr": "*i64",
+    "live_ptr": "*i1",
+    "order_ptr": "*i64",
+    "starts_ptr": "*i64",
+    "degenerate_ptr": "*i1",
+}
+
+
+class Variant(NamedTuple):
+    """A kernel with the constants of one launch. `vocab` 0: it reads no rows of logits."""
+
+    name: str
+    kernel: Any
+    dtype: str
+    vocab: int
+    constants: dict[str, Any]
+    num_warps: int
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes.
+
+    `read` and `write` are (lane-instructions, special-function operations) a logit in the loops that only read rows
+    and that also write them; None where there is no such loop, or no disassembler.
+    """
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    access_bytes: int
+    read: tuple[float, float] | None
+    write: tuple[float, float] | None
+
+
+def variants(architecture: str) -> Iterator[Variant]:
+    """Every kernel as it is launched there."""
+
+    def on_rows(name: str, kernel: Any, dtype: str, vocab: int, **constants: Any) -> Variant:
+        arguments = row_tile(vocab, BYTES[dtype], architecture).arguments()
+        num_warps = arguments.pop("num_warps")
+        return Variant(f"{name}, {dtype}, V = {vocab}", kernel, dtype, vocab, arguments | constants, num_warps)
+
+    for dtype, vocab in (("bf16", 151_936), ("fp32", 151_936), ("bf16", 32_000), ("bf16", 2_048)):
+        yield on_rows("token_logprobs", token_logprobs_kernel, dtype, vocab, live_ptr=None)
+        yield on_rows("token_logprobs backward", token_logprobs_backward_kernel, dtype, vocab, grad_entropy_ptr=None)
+        plain = {"KL": None, "HAS_ENTROPY": False, "factor_ptr": None, "ref_ptr": None}
+        yield on_rows("grpo_loss", grpo_loss_kernel, dtype, vocab, OBJECTIVE=DEVICE_FUNCTIONS["ppo_clip"], **plain)
+    entropy = "token_logprobs backward with entropy"
+    yield on_rows(entropy, token_logprobs_backward_kernel, "bf16", 151_936)
+    yield on_rows("token_logprobs of live rows", token_logprobs_kernel, "fp16", 151_936)
+    full = {"KL": DEVICE_ESTIMATORS["k3_is"], "HAS_ENTROPY": True}
+    for name, objective in DEVICE_FUNCTIONS.items():
+        terms = f"grpo_loss, {name}, all terms"
+        yield on_rows(terms, grpo_loss_kernel, "bf16", 151_936, OBJECTIVE=objective, **full)
+    ppo = {"OBJECTIVE": DEVICE_FUNCTIONS["ppo_clip"], **full}
+    yield Variant("sums of terms", sum_terms_kernel, "fp32", 0, ppo | {"BLOCK": 1024}, 8)
+    yield Variant("scaling of a gradient", scale_kernel, "bf16", 0, {"BLOCK": 4096}, 8)
+    groups = {"SCALE": "group", "LEAVE_ONE_OUT": False, "BLOCK": 8, "BATCH_BLOCK": BATCH_BLOCK}
+    by_size = {"order_ptr": None, "starts_ptr": None, "reward_weights_ptr": None}
+    yield Variant("group_advantages", group_advantages_kernel, "fp32", 0, groups | by_size, 1)
+    batch = groups | {"SCALE": "batch", "LEAVE_ONE_OUT": True}
+    yield Variant("group_advantages by id, batch", group_advantages_kernel, "fp32", 0, batch, 4)
+
+
+def compile_variant(variant: Variant, target: GPUTarget) -> Resources:
+    """Compile, and read the resources."""
+    signature = {name: _type(name, variant) for name in variant.kernel.arg_names}
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in DIVISIBLE or "stride_" in name
+    }
+    source = ASTSource(variant.kernel, signature, variant.constants, divisible)
+    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
+    read = _resources_of_hsaco if target.backend == "hip" else _resources_of_cubin
+    return read(compiled.asm, variant)
+
+
+def _type(name: str, variant: Variant) -> str:
+    if name in variant.constants:
+        return "constexpr"
+    if name in ("logits_ptr", "grad_ptr", "x_ptr"):
+        return "*" + variant.dtype
+    if name.endswith("_ptr"):
+        return POINTERS.get(name, "*fp32")
+    if "stride_" in name or name == "size":
+        return "i64"
+    return "i32" if name in INTEGERS else "fp32"
+
+
+def _resources_of_cubin(asm: dict[str, Any], variant: Variant) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [NVIDIA_TOOLS / "cuobjdump", option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", dump("-res-usage")))
+        sass = dump("-sass")
+    read, write = _loops(sass, 16 // BYTES[variant.dtype]) if variant.vocab else (None, None)
+    widest = max([int(bits) // 8 for bits in re.findall(r"LDG\.E[.\w]*?\.(64|128)\b", sass)] + [4])
+    spilled = int(usage["STACK"]) + int(usage.get("LOCAL", 0))
+    return Resources(int(usage["REG"]), spilled, int(usage["SHARED"]), widest, read, write)
+
+
+def _resources_of_hsaco(asm: dict[str, Any], variant: Variant) -> Resources:
+    text = asm["amdgcn"]
+
+    def number(field: str) -> int:
+        return int(re.search(rf"\.{field}:\s*(\d+)", text).group(1))  # type: ignore[union-attr]
+
+    words = [int(x) for x in re.findall(r"(?:global|buffer)_load_dwordx(\d)", text)]
+    # Scalar registers spill to lanes of vector registers, not to memory.
+    spilled = 4 * number("vgpr_spill_count") + number("private_segment_fixed_size")
+    shared = number("group_segment_fixed_size")
+    return Resources(number("vgpr_count"), spilled, shared, 4 * max([*words, 1]), None, None)
+
+
+def _loops(sass: str, logits_per_access: int) -> list[tuple[float, float] | None]:
+    """Cost a logit of the cheapest loops that read 16 bytes at a time: those that only read, and those that write."""
+    code = {int(address, 16): text.strip() for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)}
+    costs: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for end, text in code.items():
+        jump = re.search(r"BRA\S*\s(?:\S+,\s*)?(0x[0-9a-f]+)", text)
+        if jump is None or int(jump.group(1), 16) >= end:
+            continue
+        body = [line for address, line in code.items() if int(jump.group(1), 16) <= address <= end]
+        accesses = sum(bool(re.search(r"LDG\.E[.\w]*\.128", line)) for line in body)
+        logits = accesses * logits_per_access
+        if logits:
+            special = sum("MUFU" in line for line in body)
+            writes = any(re.search(r"STG\.E[.\w]*\.128", line) for line in body)
+            costs[writes].append((round(len(body) / logits, 1), round(special / logits, 2)))
+    return [min(costs[writes], default=None) for writes in (False, True)]
+
+
+def table(resources: Callable[[Variant, str], Resources]) -> str:
+    """The committed page."""
+    lines = [
+        "# What the compiled kernels take",
+        "",
+        f"Made by `python tests/kernels/ahead_of_time.py` with Triton {triton.__version__}, compared by",
+        "`tests/kernels/test_ahead_of_time.py`: a change of a kernel shows here as a difference.",
+        "",
+        "Access: the widest load of global memory. Read, write: lane-instructions and special-function operations a",
+        "logit in the loops that read rows, and that read and write them (sm only). A memory-bound read loop on an",
+        "H100 may spend about 20 and 2.4, a loop that writes too twice that.",
+        "",
+        "| kernel | target | warps | registers | spilled, bytes | shared, bytes | access, bytes | read | write |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in TARGETS:
+        for variant in variants(name):
+            found = resources(variant, name)
+            read, write = ("" if cost is None else f"{cost[0]} + {cost[1]}" for cost in found[4:])
+            numbers = " | ".join(str(x) for x in (variant.num_warps, *found[:4]))
+            lines.append(f"| {variant.name} | {name} | {numbers} | {read} | {write} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(lambda variant, name: compile_variant(variant, TARGETS[name])), end="")
