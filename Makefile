@@ -28,7 +28,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
 
-# torch first and exactly: a bare `torch` would bring gigabytes of CUDA to a machine that has none.
+# torch first and exactly, so that nothing else decides which. pip's own settings (PIP_EXTRA_INDEX_URL) choose its build.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/CMakeLists.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch

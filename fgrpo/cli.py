@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    sys.path.append(os.getcwd())  # a reward of the user's own lies beside the configuration
     try:
         arguments.command(arguments, overrides)
     except FgrpoError as error:
@@ -140,9 +141,11 @@ def _finish(folder: RunFolder) -> None:
     from fgrpo.report import write_report
     from fgrpo.summary import print_summary
 
+    report = write_report(folder)
     print_summary(list(folder.records()))
-    print(f"model:  {folder.path / 'model'}")
-    print(f"report: {write_report(folder)}")
+    if (folder.path / "model").is_dir():
+        print(f"model:  {folder.path / 'model'}")
+    print(f"report: {report}")
 
 
 @contextmanager

@@ -39,13 +39,14 @@ def client_round(
             place, and only once nothing can fail any more.
     """
     load_flat(policy.model, params_P)
+    start_P = flatten(policy.model)  # params_P as the model's own dtype holds it: its rounding is no part of the delta
     report = train_locally(policy, client, config, round_number, stopwatch)
     with stopwatch("encode"):
         codec = config.codec
         try:
             delta = encode(
                 flatten(policy.model),
-                params_P,
+                start_P,
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,

@@ -56,8 +56,14 @@ def make_clients(config: Config) -> list[Client]:
     if bool(config.clients) == (config.partition is not None):
         raise ConfigError("the configuration needs either clients: or partition:, exactly one of them")
     if config.partition is not None:
-        return _partitioned(config.partition, config)
-    return [_from_tasks(name, client, config) for name, client in config.clients.items()]
+        clients = _partitioned(config.partition, config)
+    else:
+        clients = [_from_tasks(name, client, config) for name, client in config.clients.items()]
+    held_out = {question.example.prompt for client in clients for question in client.held_out()}
+    for client in clients:
+        for curriculum in client.curricula:
+            curriculum.exclude(held_out)
+    return clients
 
 
 def _from_tasks(name: str, client: ClientConfig, config: Config) -> Client:
@@ -83,12 +89,19 @@ def _partitioned(partition: PartitionConfig, config: Config) -> list[Client]:
     if partition.column is not None:
         check_columns(rows, task.dataset, partition.column)
     splitter.dataset = rows
+    try:
+        shares = [splitter.load_partition(number) for number in range(splitter.num_partitions)]
+    except (ValueError, IndexError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"partition: {len(rows)} rows cannot be split ({partition.scheme}, {partition.clients} clients): {reason}"
+        ) from None
     reward = reward_by_name(task.reward or "exact_match")
     clients = []
-    for number in range(splitter.num_partitions):
+    for number, share in enumerate(shares):
         name = f"client-{number}"
         seed = derive_seed(config.seed, name)
-        part = DatasetTask(f"{task.dataset}[{number}]", splitter.load_partition(number), task, seed, reward)
+        part = DatasetTask(f"{task.dataset}[{number}]", share, task, seed, reward)
         clients.append(Client(name, (Curriculum(part, config.evaluation.prompts),), (1.0,), 1.0, seed))
     return clients
 

@@ -112,7 +112,7 @@ class TrainConfig:
     Args:
         local_steps: rollout batches per round.
         updates_per_rollout: optimisation passes over each rollout batch; from the second on, the clipped ratio works.
-        minibatches: optimiser steps per pass; the rollout batch is cut into this many parts by whole groups.
+        minibatches: optimiser steps per pass; at most this many parts, cut between groups.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
@@ -186,17 +186,17 @@ class ServerConfig:
 
     Args:
         optimizer: `plain` adds it, `momentum` is Nesterov's (as in DiLoCo), `adam` is FedAdam.
-        lr: the server's learning rate.
+        lr: the server's learning rate; null means 1 for `plain`, 0.7 for `momentum`, 1e-3 for `adam`.
         momentum: momentum of `momentum`, first-moment decay of `adam`.
         beta2: second-moment decay of `adam`.
         eps: added to the root of `adam`'s second moment.
     """
 
     optimizer: Literal["plain", "momentum", "adam"] = "plain"
-    lr: float = 1.0
+    lr: float | None = None
     momentum: float = 0.9
     beta2: float = 0.99
-    eps: float = 1e-8
+    eps: float = 1e-3
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from fgrpo.clients import Client
 from fgrpo.config import Config
 from fgrpo.policy import Policy
 from fgrpo.records import Evaluation
-from fgrpo.rollouts import sample
 
 _FULL_SCORE = 1.0 - 1e-6
 
@@ -17,7 +16,7 @@ def evaluate(policy: Policy, client: Client, config: Config, round_number: int) 
     for start in range(0, len(questions), config.evaluation.batch_size):
         batch = questions[start : start + config.evaluation.batch_size]
         prompts = [question.example.prompt for question in batch]
-        rollouts = sample(policy.model, policy.tokenizer, prompts, config.rollout, seed=0, greedy=True)
+        rollouts = policy.sample(prompts, config.rollout, seed=0, greedy=True)
         scores += [q.curriculum.score(q.example, text) for q, text in zip(batch, rollouts.completions, strict=True)]
     return Evaluation(
         client=client.name,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from fgrpo.clients import make_clients
 from fgrpo.config import Config
 from fgrpo.engine import Observer
-from fgrpo.errors import RunError
+from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
 from fgrpo.in_process import InProcess
 from fgrpo.parameters import Manifest, flatten, load_flat
@@ -40,7 +43,7 @@ def train(config: Config, observe: MakeObserver) -> RunFolder:
 def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFolder:
     """Go on from the last whole round of a run, to the same bits as if it had never stopped."""
     folder = RunFolder.open(path)
-    config = read_config(folder.config_file, overrides)
+    config = _changed(folder, overrides)
     members = make_clients(config)
     policy = Policy.load(config)
     state = folder.load() if folder.rounds() else ServerState.initial(flatten(policy.model))
@@ -56,7 +59,9 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFo
 def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> list[Evaluation]:
     """Evaluate on every client's held-out prompts: a run's model after a round, or a configuration's starting model."""
     folder = RunFolder.open(path) if path.is_dir() else None
-    config = read_config(path if folder is None else folder.config_file, overrides)
+    if folder is None and round_number is not None:
+        raise RunError(f"--round: {path} is a configuration, expected the folder of a run")
+    config = read_config(path, overrides) if folder is None else _changed(folder, overrides)
     members = make_clients(config)
     policy = Policy.load(config)
     state = ServerState.initial(flatten(policy.model)) if folder is None else folder.load(round_number)
@@ -68,6 +73,19 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
             raise RunError(f"client {result.client} cannot be evaluated: {result.reason}")
         evaluations.append(result)
     return evaluations
+
+
+# What the state on disk, or the choice of held-out prompts, depends on.
+_FIXED = ("model", "gguf_file", "lora", "clients", "partition", "seed", "server.optimizer", "evaluation.prompts")
+
+
+def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
+    """Return a run's configuration with overrides, none of which may touch what the run already stands on."""
+    before, config = read_config(folder.config_file), read_config(folder.config_file, overrides)
+    for key in (*_FIXED, "output_dir"):
+        if attrgetter(key)(before) != attrgetter(key)(config):
+            raise ConfigError(f"{key} of the run {folder.path} cannot be changed any more; start a new run")
+    return config
 
 
 class _Nobody:
@@ -96,5 +114,9 @@ def _new_folder() -> Path:
 def _save_model(policy: Policy, state: ServerState, folder: RunFolder) -> None:
     """Write the trained model (or its adapter) and tokenizer as ordinary transformers files."""
     load_flat(policy.model, state.params_P)
-    policy.model.save_pretrained(folder.path / "model")  # type: ignore[operator]
-    policy.tokenizer.save_pretrained(folder.path / "model")
+    try:
+        policy.model.save_pretrained(folder.path / "model")  # type: ignore[operator]
+        policy.tokenizer.save_pretrained(folder.path / "model")
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{folder.path}: the model cannot be saved: {reason}; its rounds are whole") from error

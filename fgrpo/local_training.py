@@ -13,8 +13,7 @@ from fgrpo.clients import Client, Question
 from fgrpo.config import Config
 from fgrpo.policy import Policy
 from fgrpo.records import Report, Rollouts
-from fgrpo.rollouts import sample
-from fgrpo.seeds import derive_seed
+from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch
 from fgrpo_kernels import GroupAdvantages, GRPOLoss, PPOClip, group_advantages, token_weights
 
@@ -64,10 +63,11 @@ def train_locally(policy: Policy, client: Client, config: Config, round_number: 
             questions = client.draw(batch * config.rollout.prompts_per_step, config.rollout.prompts_per_step)
             prompts = [question.example.prompt for question in questions]
             seed = derive_seed(config.seed, client.name, "rollout", batch)
-            rollouts = sample(policy.model.eval(), policy.tokenizer, prompts, config.rollout, seed)
+            rollouts = policy.sample(prompts, config.rollout, seed)
         with stopwatch("reward"):
             rewards_B = _rewards(client, questions, rollouts, config.rollout.group_size)
-        with stopwatch("train"):
+        # Dropout, where a model has it, draws from torch's generator.
+        with stopwatch("train"), seeded(policy.device, derive_seed(config.seed, client.name, "train", batch)):
             advantages = group_advantages(
                 rewards_B, config.rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
             )
@@ -81,7 +81,8 @@ def train_locally(policy: Policy, client: Client, config: Config, round_number: 
                 optimizer.step()
                 tally.metrics["loss"].append(loss.loss.item())
                 for name, value in loss.metrics.items():
-                    tally.metrics[name].append(value.item())
+                    if name != "informative":  # 1 by construction here; `Report.degenerate` tells
+                        tally.metrics[name].append(value.item())
     policy.model.eval()
     return tally.report(client.name, round_number, stopwatch)
 

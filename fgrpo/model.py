@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from fgrpo.config import Config, LoraConfig
 from fgrpo.errors import ConfigError
+from fgrpo.seeds import seeded
 
 PACKAGED_MODELS = ("tiny",)
 
@@ -40,17 +43,32 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **extra)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         kind = "folder" if Path(source).is_dir() else "hub id or folder"
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model: {kind} '{config.model}' cannot be loaded: {reason}") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if config.gguf_file:
+        model = _plain_copy(model)
+    if tokenizer.pad_token_id is None:  # any token will do: padding is always masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     model.to(resolve_device(config.device))
     if config.lora is not None:
         model = add_adapters(model, config.lora, config.seed)
     return model.eval(), tokenizer
+
+
+def _plain_copy(model: Any) -> Any:
+    """Return a model that was read from GGUF as one that can be trained and saved: same weights, no quantiser."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
@@ -64,8 +82,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(torch.device("cpu"), seed):
         try:
             return peft.get_peft_model(model, config)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgrpo.config import Config
+from fgrpo.config import Config, RolloutConfig
 from fgrpo.model import is_adapted, load_model
 from fgrpo.records import Rollouts
+from fgrpo.rollouts import can_share_prompts, sample
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
 
 
@@ -23,11 +25,13 @@ class Policy:
     Attributes:
         plain_head: the logits are exactly `hidden @ weight.T + bias`, so the LM head can be fused with the loss. Models
             that scale or cap their logits, or carry adapters on the head, take the logits' way instead.
+        shares_prompts: a prompt can be read once for its whole group (see `fgrpo.rollouts`).
     """
 
     model: nn.Module
     tokenizer: Any
     plain_head: bool
+    shares_prompts: bool
     reference: nn.Module | None
 
     @staticmethod
@@ -35,11 +39,16 @@ class Policy:
         model, tokenizer = load_model(config)
         needs_copy = config.train.beta > 0 and not is_adapted(model)
         reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
-        return Policy(model, tokenizer, _has_plain_head(model), reference)
+        return Policy(model, tokenizer, _has_plain_head(model), can_share_prompts(model, tokenizer), reference)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def sample(self, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
+        """Return completions of prompts, see `fgrpo.rollouts.sample`."""
+        model = self.model.eval()
+        return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, share_prompts=self.shares_prompts)
 
     def loss(self, rollouts: Rollouts, advantages_B: Tensor, weights_BT: Tensor, **options: Any) -> GRPOLoss:
         """Return `fgrpo_kernels.grpo_loss` of the completions; `options` are that function's."""
@@ -91,12 +100,24 @@ def _completion_logits(model: nn.Module, rollouts: Rollouts) -> Tensor:
     return model(**_model_inputs(rollouts), logits_to_keep=kept).logits[:, -kept:-1]
 
 
+# How models scale or cap their logits, by the names that transformers' configurations use. A cap far above the logits
+# of the moment does not show in them, so these are asked besides trying.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+
 @torch.no_grad()
 def _has_plain_head(model: nn.Module) -> bool:
-    """Try it: compare the model's own logits with hidden @ weight.T + bias on two tokens."""
-    tokens_BL = torch.tensor([[0, 1]], device=next(model.parameters()).device)
-    probe = Rollouts(tokens_BL, torch.ones_like(tokens_BL), tokens_BL[:, :1].bool(), tokens_BL[:, :1].float(), ("",))
+    """Ask the configuration, then try it: compare the logits of a few tokens with hidden @ weight.T + bias."""
+    text_config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    if any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
+        return False
+    device = next(model.parameters()).device
+    tokens_BL = torch.linspace(1, text_config.vocab_size - 1, 8, device=device).long()[None]
+    ones_BT = torch.ones_like(tokens_BL[:, 1:])
+    probe = Rollouts(tokens_BL, torch.ones_like(tokens_BL), ones_BT.bool(), ones_BT.float(), ("",))
     hidden_BTH, head = _completion_hidden(model, probe)
     if type(head) is not nn.Linear:
         return False
-    return torch.allclose(head(hidden_BTH), _completion_logits(model, probe), rtol=1e-2, atol=1e-3)
+    logits_BTV = _completion_logits(model, probe).float()
+    error = (head(hidden_BTH).float() - logits_BTV).abs().max()
+    return bool(error <= (1e-4 if hidden_BTH.dtype == torch.float32 else 3e-2) * logits_BTV.abs().max())

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
 
 from fgrpo.config import RolloutConfig
 from fgrpo.errors import TrainingError
 from fgrpo.records import Rollouts
+from fgrpo.seeds import seeded
 
 
 class _SampledLogprobs(LogitsProcessor):
@@ -44,30 +45,36 @@ class _SampledLogprobs(LogitsProcessor):
             self._taken.append(self._pending_BV.gather(1, input_ids[:, -1:]))
 
 
-def _forked_rng(device: torch.device) -> Any:
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
-
-
 def render(tokenizer: Any, prompt: str, system_prompt: str | None) -> str:
     """Return the text that the model continues: the chat template's rendering, or the bare prompt without one."""
     if tokenizer.chat_template is None:
         return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
     messages = [{"role": "user", "content": prompt}]
-    if system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if system_prompt is None:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    with_system = [{"role": "system", "content": system_prompt}, *messages]
+    try:
+        return tokenizer.apply_chat_template(with_system, tokenize=False, add_generation_prompt=True)
+    except TemplateError:  # the template has no place for a system prompt
+        return render(tokenizer, f"{system_prompt}\n\n{prompt}", None)
 
 
 def sample(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    seed: int,
+    *,
+    greedy: bool = False,
+    share_prompts: bool = True,
 ) -> Rollouts:
     """Sample `config.group_size` completions of every prompt, neighbours in the batch; or one each, greedily.
 
     Args:
         prompts: texts before the chat template.
         seed: decides the samples; the global random state is left as it was.
+        share_prompts: read a prompt once for its whole group, not once per completion; see `can_share_prompts`.
     """
     device = next(model.parameters()).device
     texts = [render(tokenizer, prompt, config.system_prompt) for prompt in prompts]
@@ -80,18 +87,20 @@ def sample(
     # top_k and top_p are switched off: the recorded log-probability is that of the whole distribution.
     choice = {"temperature": config.temperature, "top_k": 0, "top_p": 1.0} if not greedy else {}
     end_ids = end_token_ids(model, tokenizer)
-    with _forked_rng(device), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(device, seed), torch.no_grad():
+        cache = None
+        if share_prompts and group_size > 1 and encoded["input_ids"].shape[1] > 1:
+            cache = _group_cache(model, encoded["input_ids"], encoded["attention_mask"], group_size)
         tokens_BL = model.generate(  # type: ignore[operator]
             input_ids=prompt_BL,
             attention_mask=prompt_mask_BL,
             max_new_tokens=config.max_new_tokens,
             logits_processor=LogitsProcessorList([recorder]),
-            past_key_values=_group_cache(model, encoded["input_ids"], encoded["attention_mask"], group_size),
+            past_key_values=cache,
             do_sample=not greedy,
             repetition_penalty=1.0,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=end_ids,
+            eos_token_id=end_ids or None,
             **choice,
         )
         old_logp_BT = recorder.finish(tokens_BL)
@@ -106,14 +115,25 @@ def sample(
     )
 
 
-def _group_cache(model: nn.Module, prompt_PL: Tensor, mask_PL: Tensor, group_size: int) -> DynamicCache | None:
-    """Return a cache of the P prompts but for their last token, repeated for every member of the group.
+def can_share_prompts(model: nn.Module, tokenizer: Any) -> bool:
+    """Try it: whether a cache of the prompts, repeated for the group, gives the same samples as reading them anew.
 
-    A prompt is then read once, not once per completion. None (`generate` reads the prompts itself) where there is
-    nothing to share, or where the model's cache is of a kind that does not simply repeat.
+    It does not for models whose cache is of another kind (recurrent states), or whose positions come from its length.
     """
-    if group_size == 1 or prompt_PL.shape[1] == 1:
-        return None
+    prompts, config = ["1 + 1", "What is 1 + 1? Say it."], RolloutConfig(group_size=2, max_new_tokens=2)
+    apart = sample(model, tokenizer, prompts, config, seed=0, share_prompts=False)
+    try:
+        shared = sample(model, tokenizer, prompts, config, seed=0, share_prompts=True)
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):  # a cache that does not simply repeat
+        return False
+    if not torch.equal(apart.tokens_BL, shared.tokens_BL):
+        return False
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    return torch.allclose(apart.old_logp_BT, shared.old_logp_BT, atol=tolerance)
+
+
+def _group_cache(model: nn.Module, prompt_PL: Tensor, mask_PL: Tensor, group_size: int) -> DynamicCache:
+    """Return a cache of the P prompts but for their last token, repeated for every member of the group."""
     positions_PL = (mask_PL.cumsum(dim=1) - 1).clamp_min(0)
     cache = model(
         input_ids=prompt_PL[:, :-1],
@@ -122,8 +142,6 @@ def _group_cache(model: nn.Module, prompt_PL: Tensor, mask_PL: Tensor, group_siz
         use_cache=True,
         logits_to_keep=1,
     ).past_key_values
-    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
     cache.batch_repeat_interleave(group_size)
     return cache
 
@@ -132,11 +150,13 @@ def end_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     """Return every token that ends a completion: the model's own list where it has one, else the tokenizer's."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = tokenizer.eos_token_id if ids is None else ids
-    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    return [i for i in ids if i is not None]
 
 
 def completion_mask(completion_BT: Tensor, end_ids: Sequence[int]) -> Tensor:
     """True up to and including the first end-of-sequence token; what `generate` pads after it is False."""
-    is_end_BT = torch.isin(completion_BT, torch.tensor(list(end_ids), device=completion_BT.device))
+    ends = torch.tensor(list(end_ids), dtype=completion_BT.dtype, device=completion_BT.device)
+    is_end_BT = torch.isin(completion_BT, ends)
     ended_before_BT = is_end_BT.long().cumsum(dim=1) - is_end_BT.long() > 0
     return ~ended_before_BT

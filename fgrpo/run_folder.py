@@ -40,11 +40,11 @@ class RunFolder:
     def create(path: str | Path, config_yaml: str) -> RunFolder:
         """Make a new run folder; refuse one that already holds a run."""
         folder = RunFolder(path)
-        if folder.config_file.exists():
-            raise RunError(
-                f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another folder"
-            )
         try:
+            if folder.config_file.exists():
+                raise RunError(
+                    f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another"
+                )
             folder._rounds.mkdir(parents=True, exist_ok=True)
             folder.config_file.write_text(config_yaml)
         except OSError as error:
@@ -76,13 +76,15 @@ class RunFolder:
             _write(draft / "state.json", json.dumps({"round": state.round, "history": history}, indent=1).encode())
             save_file(_tensors(state), draft / "state.safetensors")
             _sync(draft / "state.safetensors")
+            _sync(draft)
             os.replace(draft, final)
             _sync(self._rounds)
             with self.metrics_file.open("ab") as metrics:
                 metrics.write((final / "records.jsonl").read_bytes())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"{self.path}: round {state.round} cannot be saved: {error.strerror}; "
+                f"{self.path}: round {state.round} cannot be saved: {reason}; "
                 f"the rounds before it are whole, continue with `fgrpo resume {self.path}`"
             ) from None
         self._prune(state.round)
@@ -110,7 +112,9 @@ class RunFolder:
     def reopen(self, config_yaml: str) -> None:
         """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds."""
         try:
-            self.config_file.write_text(config_yaml)
+            draft = self.config_file.with_suffix(".part")
+            _write(draft, config_yaml.encode())
+            os.replace(draft, self.config_file)
             self._rebuild_metrics()
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -21,7 +21,8 @@ def server_step(
       `v <- b2 v + (1-b2) delta^2`, `params + lr * m / (sqrt(v) + eps)`.
     """
     step, new_state = _OPTIMIZERS[config.optimizer](delta_P, state, config)
-    return torch.add(params_P, step, alpha=config.lr), new_state
+    lr = _DEFAULT_LR[config.optimizer] if config.lr is None else config.lr
+    return torch.add(params_P, step, alpha=lr), new_state
 
 
 def _plain(delta_P: Tensor, state: Mapping[str, Tensor], config: ServerConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,4 +41,6 @@ def _adam(delta_P: Tensor, state: Mapping[str, Tensor], config: ServerConfig) ->
     return first_P / (second_P.sqrt() + config.eps), {"first": first_P, "second": second_P}
 
 
+# A delta is a step in itself; FedAdam's step is of the order of its learning rate whatever the delta.
+_DEFAULT_LR = {"plain": 1.0, "momentum": 0.7, "adam": 1e-3}
 _OPTIMIZERS = {"plain": _plain, "momentum": _momentum, "adam": _adam}

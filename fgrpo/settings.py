@@ -22,12 +22,16 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"configuration {path}: no such file")
+    try:
+        Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
     parser = config_parser()
     try:
         parsed = parser.parse_args(["--config", str(path), *map(_underscored, overrides)])
         config = parser.instantiate(parsed)
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration {path}: not a text file") from None
     except ArgumentError as error:
         raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
@@ -109,11 +113,13 @@ _RANGES = [
 
 
 def _underscored(argument: str) -> str:
-    """`--output-dir=x` is `--output_dir=x`; values stay as they are."""
+    """`--output-dir=x` is `--output_dir=x`; values and clients' names stay as they are."""
     if not argument.startswith("--"):
         return argument
-    name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value
+    name, equals, value = argument.removeprefix("--").partition("=")
+    parts = name.split(".")
+    kept = {1} if parts[0] == "clients" else set()
+    return "--" + ".".join(p if i in kept else p.replace("-", "_") for i, p in enumerate(parts)) + equals + value
 
 
 _TIDIED = [

@@ -170,14 +170,15 @@ def client_table(summary: RunSummary) -> TextTable:
 def uplink_table(summary: RunSummary) -> TextTable:
     """Return the bytes that clients sent, measured, against float32."""
     uplink, float32 = summary.uplink_bytes(), summary.float32_bytes()
+    share, rounds = ratio(sum(uplink), sum(float32)) if uplink else "-", max(1, len(uplink))
     rows = [
-        ("a round, on average", byte_size(fmean(uplink)), byte_size(fmean(float32)), ratio(sum(uplink), sum(float32))),
-        ("the whole run", byte_size(sum(uplink)), byte_size(sum(float32)), ratio(sum(uplink), sum(float32))),
+        ("a round, on average", byte_size(sum(uplink) / rounds), byte_size(sum(float32) / rounds), share),
+        ("the whole run", byte_size(sum(uplink)), byte_size(sum(float32)), share),
     ]
     return TextTable(
         "Uplink: bytes from clients to server",
         ("", "sent", "as float32", "ratio"),
-        tuple(rows) if uplink else (),
+        tuple(rows),
         note="sent: lengths of the accepted payloads, container and metadata included",
     )
 

@@ -24,34 +24,39 @@ def importance_weights(
     mode: Mode = "truncate",
     level: Level = "token",
     cap: float = 3.0,
+    floor: float = 0.0,
 ) -> Tensor:
     """How much likelier the trainer holds the tokens than the engine that sampled them did.
 
     Args:
         old_logp: `[B, T]`, by the trainer, of the policy that sampled.
-        sampling_logp: `[B, T]`, by the engine that sampled.
+        sampling_logp: `[B, T]`, by the engine that sampled. NaN where it has none: no correction there.
         mask: `[B, T]` bool or 0/1, the completions' tokens.
-        mode: a ratio over the cap is held there ("truncate") or counts 0 ("mask").
+        mode: a ratio over the cap or under the floor is held there ("truncate") or counts 0 ("mask").
         level: of each "token", or the product over the "sequence", for all its tokens.
         cap: highest ratio.
+        floor: lowest ratio.
 
     Returns:
         `[B, T]` or, at sequence level, `[B, 1]`, float32 (float64 for float64 inputs), without gradient.
         Outside the mask a token's weight is 1.
 
     Raises:
-        ValueError: unknown options, shapes that do not match, a cap that is not positive.
+        ValueError: unknown options, shapes that do not match, a cap that is not positive, a floor not in [0, cap].
     """
     _check_choice("importance_weights", "mode", mode, get_args(Mode))
     _check_choice("importance_weights", "level", level, get_args(Level))
     check_positive("importance_weights", "cap", cap)
+    if not 0 <= floor <= cap:
+        raise ValueError(f"importance_weights: floor must be from 0 to the cap, {cap}, got {floor}")
     _check_padded("importance_weights", mask, old_logp=old_logp, sampling_logp=sampling_logp)
     dtype = torch.promote_types(torch.promote_types(old_logp.dtype, sampling_logp.dtype), torch.float32)
-    log_ratio = torch.where(mask != 0, old_logp.detach().to(dtype) - sampling_logp.detach().to(dtype), 0.0)
+    log_ratio = old_logp.detach().to(dtype) - sampling_logp.detach().to(dtype)
+    log_ratio = torch.where((mask != 0) & ~log_ratio.isnan(), log_ratio, 0.0)
     if level == "sequence":
         log_ratio = log_ratio.sum(1, keepdim=True)
     ratio = bounded_exp(log_ratio)
-    return ratio.clamp(max=cap) if mode == "truncate" else torch.where(ratio > cap, 0.0, ratio)
+    return ratio.clamp(floor, cap) if mode == "truncate" else torch.where((ratio > cap) | (ratio < floor), 0.0, ratio)
 
 
 def off_policy_mask(
@@ -61,7 +66,7 @@ def off_policy_mask(
 
     Args:
         logp: `[B, T]` of the policy being trained.
-        sampling_logp: `[B, T]` of the policy that sampled.
+        sampling_logp: `[B, T]` of the policy that sampled. NaN where it is not known: no distance there.
         advantages: `[B]` or `[B, 1]`.
         mask: `[B, T]` bool or 0/1, the completions' tokens.
         threshold: in nats a token: the highest mean of `sampling_logp - logp` over a sequence.
@@ -76,7 +81,8 @@ def off_policy_mask(
     if advantages.shape not in ((len(mask),), (len(mask), 1)):
         raise ValueError(f"off_policy_mask: advantages must be [B] or [B, 1], got {list(advantages.shape)}")
     inside = mask != 0
-    distance = torch.where(inside, sampling_logp - logp, 0.0).detach()
+    distance = (sampling_logp - logp).detach()
+    distance = torch.where(inside & ~distance.isnan(), distance, 0.0)
     mean = distance.sum(1, keepdim=True) / inside.sum(1, keepdim=True).clamp(min=1)
     return ((advantages.view(-1, 1) >= 0) | (mean <= threshold)).to(torch.float32)
 

@@ -34,6 +34,24 @@ class TokenLogprobs(NamedTuple):
     entropy: Tensor
 
 
+class PartialTokenStats(NamedTuple):
+    """What one shard of the vocabulary knows of each row, in units of logit / temperature; the shape of the targets.
+
+    float32, or float64 for float64 inputs. All but `peak` are differentiable.
+
+    Attributes:
+        peak: highest logit of the shard, without gradient.
+        others: sum of `exp(logit - peak)` over the shard without the target.
+        dot: sum of `exp(logit - peak) * (logit - peak)` over the same.
+        target: the target's logit; -inf if it is in another shard.
+    """
+
+    peak: Tensor
+    others: Tensor
+    dot: Tensor
+    target: Tensor
+
+
 class GRPOLoss(NamedTuple):
     """A scalar loss to call `backward` on, and detached 0-d metrics by name (see `grpo_loss` for the names)."""
 

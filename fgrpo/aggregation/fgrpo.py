@@ -49,7 +49,8 @@ class FGRPO:
 
 def capped(weights: Sequence[float], cap: float) -> list[float]:
     """Return weights of which none exceeds the cap; what is cut off goes to the others in proportion."""
-    cap = max(cap, 1 / len(weights))
+    if cap * len(weights) <= 1:
+        return [1 / len(weights)] * len(weights)
     result, full = list(weights), set[int]()
     while over := {k for k, weight in enumerate(result) if weight > cap} - full:
         full |= over

@@ -20,4 +20,6 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         reward = reward_by_name(config.reward) if config.reward else None
         return ReasoningGymTask(config.reasoning_gym, config.params, seed, reward)
     assert config.dataset is not None
+    if config.params:
+        raise ConfigError(f"dataset '{config.dataset}': params are for reasoning-gym tasks only, got {config.params}")
     return DatasetTask(config.dataset, load_rows(config), config, seed, reward_by_name(config.reward or "exact_match"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Protocol
 
@@ -33,12 +33,12 @@ class Curriculum:
     """
 
     _ATTEMPTS = 1000
-    _STRIDE = 1_000_003  # a prime: retries of neighbouring indices land on different examples
+    _STRIDE = 1_003_637  # scatters the retries of neighbouring indices, also modulo a round number of examples
 
     def __init__(self, task: Task, held_out: int) -> None:
         self.task = task
         self.held_out: Sequence[Example] = self._first_different(held_out)
-        self._held_out_prompts = {example.prompt for example in self.held_out}
+        self._excluded = {example.prompt for example in self.held_out}
 
     def _first_different(self, wanted: int) -> list[Example]:
         found: dict[str, Example] = {}
@@ -49,23 +49,32 @@ class Curriculum:
             found.setdefault(example.prompt, example)
         return list(found.values())
 
+    def exclude(self, prompts: Iterable[str]) -> None:
+        """Keep more prompts out of training: those that others hold out."""
+        self._excluded.update(prompts)
+
     def training_example(self, index: int) -> Example:
         """Return training example `index`, or another in its place if that one is held out."""
         for attempt in range(self._ATTEMPTS):
             example = self.task.example(index + attempt * self._STRIDE)
-            if example.prompt not in self._held_out_prompts:
+            if example.prompt not in self._excluded:
                 return example
         raise TaskError(
-            f"task {self.task.name}: every prompt is held out for evaluation ({len(self.held_out)} of them); "
+            f"task {self.task.name}: every prompt is held out for evaluation ({len(self.held_out)} of its own); "
             "lower evaluation.prompts or widen the task"
         )
 
     def score(self, example: Example, completion: str) -> float:
         """Return the task's score, checked to be a finite number."""
-        score = self.task.score(example, completion)
-        if not isinstance(score, (int, float)) or not math.isfinite(score):
+        try:
+            score = float(self.task.score(example, completion))
+        except Exception as error:  # whatever a user's own function may raise
+            raise TaskError(
+                f"task {self.task.name}: the reward function failed on {completion[:60]!r}: {error!r}"
+            ) from error
+        if not math.isfinite(score):
             raise TaskError(
                 f"task {self.task.name}: the reward function returned {score!r}, expected a finite number "
                 f"(completion {completion[:60]!r})"
             )
-        return float(score)
+        return score

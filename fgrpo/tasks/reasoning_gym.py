@@ -10,27 +10,31 @@ from fgrpo.nearest import did_you_mean
 from fgrpo.records import Example
 from fgrpo.tasks.rewards import Reward
 
-_ENDLESS = 2**62  # examples are made on demand; reasoning-gym only wants to know where iteration would end
+_SIZE = 10_000  # some tasks build all their examples at once or refuse to be larger; past it they come round again
+_SEEDS = 2**31  # some tasks hand their seed to NumPy, which takes 32 bits
 
 
 class ReasoningGymTask:
-    """A reasoning-gym task. Example `i` depends only on the seed and `i`."""
+    """A reasoning-gym task. Example `i` depends only on the seed and `i` modulo 10,000."""
 
     def __init__(self, name: str, params: dict[str, Any], seed: int, reward: Reward | None = None) -> None:
         self.name = name
         self._reward = reward
-        self._dataset = _create(name, params, seed)
+        self._dataset = _create(name, params, seed % _SEEDS)
         self.example = lru_cache(maxsize=4096)(self._example)
 
     def _example(self, index: int) -> Example:
-        entry = self._dataset[index]
+        entry = self._dataset[index % _SIZE]
         return Example(entry["question"], str(entry["answer"]), entry)
 
     def score(self, example: Example, completion: str) -> float:
         answer = completion.strip()
         if self._reward is not None:
             return self._reward(answer, example.answer)
-        return self._dataset.score_answer(answer, example.entry)
+        try:
+            return self._dataset.score_answer(answer, example.entry)
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, SyntaxError):
+            return 0.0  # several of its verifiers raise on a text that they cannot parse
 
 
 def _create(name: str, params: dict[str, Any], seed: int) -> Any:
@@ -44,7 +48,7 @@ def _create(name: str, params: dict[str, Any], seed: int) -> Any:
             f"unknown reasoning-gym task '{name}'{did_you_mean(name, DATASETS)} (it has {len(DATASETS)} tasks)"
         )
     try:
-        return reasoning_gym.create_dataset(name, seed=seed, size=_ENDLESS, **params)
+        return reasoning_gym.create_dataset(name, seed=seed, size=_SIZE, **params)
     except (TypeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ConfigError(f"task {name}: reasoning-gym refuses params {params}: {reason}") from None

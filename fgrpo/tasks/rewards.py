@@ -60,6 +60,8 @@ def reward_by_name(name: str) -> Reward:
         )
     try:
         reward: Reward = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"reward '{name}' cannot be imported: {error}") from None
+    except Exception as error:  # importing runs the user's own code
+        raise ConfigError(f"reward '{name}' cannot be imported: {error!r}") from error
+    if not callable(reward):
+        raise ConfigError(f"reward '{name}' is {reward!r}, expected a function (completion, answer) -> float")
     return reward

@@ -38,13 +38,34 @@ def row_statistics(
     `peak` is the highest logit, before the temperature; `log_sum` the log of the sum of all
     `exp((logit - peak) / temperature)`. A target outside the vocabulary makes logp NaN.
     """
+    inside = (target >= 0) & (target < vocab)
+    target_logit = tl.load(row_ptr + target, mask=inside, other=float("nan")).to(tl.float32)
+    peak, others, dot = scan_row(row_ptr, target, target_logit, vocab, inv_temperature, PARTS, THREADS, VECTOR)
+    shifted = (target_logit - peak) * inv_temperature
+    log_sum = log1p(others + expm1(shifted))
+    at_target = exp(shifted)
+    entropy = log_sum - (dot + tl.maximum(shifted, LOWEST) * at_target) / (others + at_target)
+    return peak, log_sum, shifted - log_sum, entropy
+
+
+@jit
+def scan_row(
+    row_ptr: tl.tensor,
+    target: tl.tensor,
+    target_logit: tl.tensor,
+    vocab: tl.tensor,
+    inv_temperature: tl.tensor,
+    PARTS: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+) -> tl.tensor:
+    """`(peak, others, dot)`: the highest logit, the target's included; and over all columns but the target the sums
+    of `e^s` and of `e^s * s`, where `s = (logit - peak) / temperature`. A row of nothing but -inf has peak 0."""
     TILE: tl.constexpr = PARTS * THREADS * VECTOR
     offsets = _tile_offsets(PARTS, THREADS, VECTOR)
     scale = inv_temperature * LOG2_E
-    inside = (target >= 0) & (target < vocab)
-    target_logit = tl.load(row_ptr + target, mask=inside, other=float("nan")).to(tl.float32)
     last = (vocab - 1) // TILE
-    home = tl.where(inside, target, 0) // TILE
+    home = tl.minimum(tl.maximum(target, 0), vocab - 1) // TILE
 
     highest = tl.full([THREADS], float("-inf"), tl.float32)
     total = tl.zeros([THREADS], tl.float32)
@@ -61,19 +82,10 @@ def row_statistics(
         x = tl.where(column == target, float("-inf"), x)
         highest, total, dot = _add_tile(x, highest, total, dot, scale)
 
-    peak = tl.maximum(tl.max(highest, 0), target_logit)
-    base = _finite(peak)
-    drop = tl.maximum(highest - base, LOWEST)
+    peak = _finite(tl.maximum(tl.max(highest, 0), target_logit))
+    drop = tl.maximum(highest - peak, LOWEST)
     keep = tl.exp2(drop * scale)
-    others = tl.sum(total * keep, 0)
-    dots = tl.sum(keep * (dot + total * drop), 0)
-
-    shifted = (target_logit - base) * inv_temperature
-    log_sum = log1p(others + expm1(shifted))
-    at_target = exp(shifted)
-    dots = dots * inv_temperature + tl.maximum(shifted, LOWEST) * at_target
-    entropy = log_sum - dots / (others + at_target)
-    return base, log_sum, shifted - log_sum, entropy
+    return peak, tl.sum(total * keep, 0), tl.sum(keep * (dot + total * drop), 0) * inv_temperature
 
 
 @jit
@@ -95,20 +107,44 @@ def write_row_gradient(
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
 ) -> None:
-    """Write the gradient of a loss with slopes in this row's logp and entropy. May overwrite the row itself.
-
-    The tiles come in the opposite order of `row_statistics`, so that what was read last is still in the nearest cache.
-    """
-    TILE: tl.constexpr = PARTS * THREADS * VECTOR
-    offsets = _tile_offsets(PARTS, THREADS, VECTOR)
-    scale = inv_temperature * LOG2_E
-    shift = log_sum * LOG2_E
+    """Write the gradient of a loss with slopes in this row's logp and entropy. May overwrite the row itself."""
     factor = -(slope + entropy_slope * entropy) * inv_temperature if HAS_ENTROPY else -slope * inv_temperature
     log_factor = -entropy_slope * LN_2 * inv_temperature
     at_target = -slope * expm1(logp)
     if HAS_ENTROPY:
         at_target -= entropy_slope * exp(logp) * (tl.maximum(logp, LOWEST) + entropy)
     at_target *= inv_temperature
+    write_row(
+        row_ptr, grad_ptr, target, vocab, columns, peak, inv_temperature * LOG2_E, log_sum * LOG2_E,
+        factor, log_factor, at_target, HAS_ENTROPY, PARTS, THREADS, VECTOR,
+    )  # fmt: skip
+
+
+@jit
+def write_row(
+    row_ptr: tl.tensor,
+    grad_ptr: tl.tensor,
+    target: tl.tensor,
+    vocab: tl.tensor,
+    columns: tl.tensor,
+    peak: tl.tensor,
+    scale: tl.tensor,
+    shift: tl.tensor,
+    factor: tl.tensor,
+    log_factor: tl.tensor,
+    at_target: tl.tensor,
+    HAS_LOG: tl.constexpr,
+    PARTS: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+) -> None:
+    """Write `2^y * (factor + log_factor * y)` with `y = (logit - peak) * scale - shift`, and `at_target` at the target;
+    0 from column `vocab` on.
+
+    The tiles come in the opposite order of `scan_row`, so that what was read last is still in the nearest cache.
+    """
+    TILE: tl.constexpr = PARTS * THREADS * VECTOR
+    offsets = _tile_offsets(PARTS, THREADS, VECTOR)
     last = (vocab - 1) // TILE
     home = tl.minimum(tl.maximum(target, 0), vocab - 1) // TILE
 
@@ -116,7 +152,7 @@ def write_row_gradient(
         column = tl.where(k == 0, last, home) * TILE + offsets
         wanted = (k == 0) | (home < last)
         x = tl.load(row_ptr + column, mask=(column < vocab) & wanted, other=float("-inf")).to(tl.float32)
-        grad = _tile_gradient(x, peak, scale, shift, factor, log_factor, HAS_ENTROPY)
+        grad = _tile_gradient(x, peak, scale, shift, factor, log_factor, HAS_LOG)
         grad = tl.where(column == target, at_target, grad)
         tl.store(grad_ptr + column, grad.to(grad_ptr.dtype.element_ty), mask=(column < columns) & wanted)
     num_plain = last - (home < last).to(tl.int32)
@@ -124,7 +160,7 @@ def write_row_gradient(
         k = num_plain - 1 - i
         where = (k + (k >= home).to(tl.int32)) * TILE + offsets
         x = tl.load(row_ptr + where, eviction_policy="evict_first").to(tl.float32)
-        grad = _tile_gradient(x, peak, scale, shift, factor, log_factor, HAS_ENTROPY)
+        grad = _tile_gradient(x, peak, scale, shift, factor, log_factor, HAS_LOG)
         tl.store(grad_ptr + where, grad.to(grad_ptr.dtype.element_ty), cache_modifier=".cs")
     _write_zeros(grad_ptr, (last + 1) * TILE, columns, PARTS, THREADS, VECTOR)
 
@@ -183,11 +219,11 @@ def _tile_gradient(
     shift: tl.tensor,
     factor: tl.tensor,
     log_factor: tl.tensor,
-    HAS_ENTROPY: tl.constexpr,
+    HAS_LOG: tl.constexpr,
 ) -> tl.tensor:
     """`p * (factor + log_factor * log2 p)` with `p` the probabilities."""
     log2_p = (x - peak) * scale - shift
-    if HAS_ENTROPY:
+    if HAS_LOG:
         return tl.exp2(log2_p) * (factor + log_factor * tl.maximum(log2_p, LOWEST))
     return tl.exp2(log2_p) * factor
 

@@ -6,6 +6,7 @@ to these, and benchmarks take them as the baseline.
 
 from fgrpo_kernels.reference.group_advantages import group_advantages
 from fgrpo_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
+from fgrpo_kernels.reference.partial_token_stats import partial_token_stats
 from fgrpo_kernels.reference.token_logprobs import linear_token_logprobs, token_logprobs
 from fgrpo_kernels.reference.token_weights import token_weights
 
@@ -14,6 +15,7 @@ __all__ = [
     "grpo_loss",
     "linear_grpo_loss",
     "linear_token_logprobs",
+    "partial_token_stats",
     "token_logprobs",
     "token_weights",
 ]

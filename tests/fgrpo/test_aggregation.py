@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fgrpo.aggregation import FGRPO, FedAvg, Reward, Uniform, updated_history
+from fgrpo.aggregation import FGRPO, FedAvg, Reward, Uniform, make_rule, updated_history
 from fgrpo.aggregation.fgrpo import capped
+from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
 
 
@@ -86,11 +87,19 @@ def test_gain_from_a_zero_baseline_is_bounded_and_signed():
         pytest.param([0.6, 0.39, 0.01], 0.4, [0.4, 0.4, 0.2], id="second-goes-over-in-turn"),
         pytest.param([1.0, 0.0], 0.6, [0.6, 0.4], id="nothing-left-to-scale"),
         pytest.param([0.9, 0.1], 0.3, [0.5, 0.5], id="cap-below-1/K"),
+        pytest.param([0.5, 0.3, 0.2], 1 / 3, [1 / 3] * 3, id="cap-of-just-1/K"),
         pytest.param([1.0], 0.5, [1.0], id="alone"),
     ],
 )
 def test_capped(weights, cap, expected):
     assert capped(weights, cap) == pytest.approx(expected)
+
+
+def test_a_configured_rule_is_the_rule():
+    config = AggregationConfig("fgrpo", tau=0.5, clip=0.3, cap=0.35, scale="deviation")
+    assert make_rule(config) == FGRPO(tau=0.5, clip=0.3, cap=0.35, scale="deviation")
+    for name, rule in {"fedavg": FedAvg(), "uniform": Uniform(), "reward": Reward()}.items():
+        assert make_rule(replace(config, rule=name)) == rule
 
 
 def test_history_is_a_moving_average_that_starts_at_the_first_report():

@@ -137,6 +137,21 @@ def nan_reward(completion, answer):
     return float("nan")
 
 
+@pytest.mark.parametrize(
+    "override", ["--evaluation.prompts=99", "--server.optimizer=adam", "--output-dir=elsewhere", "--seed=1"]
+)
+def test_what_a_run_stands_on_cannot_be_changed(finished, override, capsys):
+    assert main(["resume", str(finished[0]), override]) == 1
+    assert "cannot be changed any more" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_before_its_first_round_can_be_reported(config, tmp_path, capsys):
+    path = str(tmp_path / "run")
+    broken = "--clients.sums.tasks=[{reward: 'math:sin'}]"
+    assert main(["train", config, "--output-dir", path, broken, broken.replace("sums", "gcd")]) == 1
+    assert main(["report", path]) == 0
+
+
 def test_nan_rewards_stop_the_run_and_keep_what_there_is(config, capsys, tmp_path):
     arguments = [f"--clients.{name}.tasks=[{{reward: '{__name__}:nan_reward'}}]" for name in ("sums", "gcd")]
     assert main(["train", config, "--output-dir", str(tmp_path / "run"), *arguments]) == 1

@@ -63,6 +63,19 @@ def test_without_error_feedback_no_residual_is_kept(policy, small_config):
     assert torch.equal(state.params_P, again.params_P), "stochastic rounding is seeded too"
 
 
+def test_error_feedback_crosses_rounds(policy, small_config):
+    first, _, _ = play_round(
+        ServerState.initial(flatten(policy.model)), engine(policy, small_config, Watcher()), small_config, Watcher()
+    )
+    forgetful = replace(first, residuals={})
+    ends = [play_round(s, engine(policy, small_config, Watcher()), small_config, Watcher()) for s in (first, forgetful)]
+    with_past, without = ([decode(a.delta) for a in accepted] for _, _, accepted in ends)
+    for client, one, other in zip(("gcd", "sums"), with_past, without, strict=True):
+        # Training is the same; only what the first round's rounding lost comes on top.
+        lost_P = first.residuals[client]
+        assert (one - other).dot(lost_P) > 0.5 * lost_P.dot(lost_P)
+
+
 def test_a_client_whose_rewards_are_nan_is_quarantined(policy, small_config):
     config = replace(small_config, clients={**small_config.clients, "broken": BROKEN})
     start = ServerState.initial(flatten(policy.model))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from fgrpo.client_round import client_round
 from fgrpo.clients import make_clients
@@ -70,6 +71,60 @@ def test_every_objective_trains(small_config, change):
     assert torch.isfinite(flatten(policy.model)).all()
     assert not torch.equal(before, flatten(policy.model))
     assert ("kl" in report.metrics) == ("beta" in change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"level": "sequence"},
+        {"reduction": "grpo"},
+        {"baseline": "leave_one_out", "advantage_scale": "none"},
+        {"advantage_scale": "batch"},
+        {"beta": 1.0},
+        {"entropy_coef": 0.1},
+        {"max_grad_norm": 0.01, "weight_decay": 0.1},
+        {"clip_low": 0.01, "clip_high": 0.01},
+        {"minibatches": 4},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_option_is_ignored(small_config, policy, change):
+    base = replace(small_config.train, updates_per_rollout=3, minibatches=1, local_steps=1)
+    ends = []
+    for options in (base, replace(base, **change)):
+        config = replace(small_config, train=options)
+        policy = Policy.load(config)
+        report = train(policy, config)
+        ends.append(flatten(policy.model))
+    assert (ends[0] - ends[1]).abs().max() > 1e-6
+    if "beta" in change:
+        assert report.metrics["kl"] > 0
+
+
+def test_dropout_is_seeded_too(small_config):
+    config = replace(small_config, lora=LoraConfig(rank=4, dropout=0.5))
+    ends = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        policy = Policy.load(config)
+        train(policy, config)
+        ends.append(flatten(policy.model))
+    assert torch.equal(*ends)
+
+
+def test_a_capped_head_takes_the_logits_way(policy, small_config, tmp_path):
+    torch.manual_seed(0)
+    options = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    scaled = GraniteForCausalLM(
+        GraniteConfig(vocab_size=len(policy.tokenizer), intermediate_size=32, logits_scaling=8.0, **options)
+    )
+    scaled.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    config = replace(small_config, model=str(tmp_path), train=replace(small_config.train, beta=0.1))
+    granite = Policy.load(config)
+    assert not granite.plain_head
+    report = train(granite, config)
+    assert report.metrics["ratio/max"] > 0
 
 
 def test_leaving_out_sequences_without_signal_changes_no_gradient(policy, small_config):

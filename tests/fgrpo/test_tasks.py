@@ -94,6 +94,36 @@ def test_a_reward_that_is_not_a_number_is_refused():
         Curriculum(task, 1).score(Example("", "", {}), "5")
 
 
+def raising(completion, answer):
+    raise KeyError("oops")
+
+
+def test_a_reward_that_raises_is_named():
+    task = make_task(TaskConfig(reasoning_gym="chain_sum", reward=f"{__name__}:raising"), 1)
+    with pytest.raises(TaskError, match=r"chain_sum: the reward function failed on '5'.*oops"):
+        Curriculum(task, 1).score(Example("", "", {}), "5")
+
+
+@pytest.mark.parametrize(
+    "name", ["prime_factorization", "gsm_symbolic", "word_ladder", "list_functions", "pool_matrix"]
+)
+def test_awkward_tasks_of_reasoning_gym(name):
+    task = make_task(TaskConfig(reasoning_gym=name), 2**47)
+    example = task.example(10**9)
+    assert task.score(example, "abc") < 1.0
+    assert task.score(example, example.answer) == 1.0
+
+
+def test_nobody_trains_on_what_another_holds_out():
+    config = Config(
+        clients={"a": ClientConfig([SUMS]), "b": ClientConfig([SUMS])}, evaluation=EvaluationConfig(prompts=40)
+    )
+    a, b = make_clients(config)
+    held_out = {question.example.prompt for client in (a, b) for question in client.held_out()}
+    drawn = {question.example.prompt for client in (a, b) for question in client.draw(0, 300)}
+    assert not held_out & drawn
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -104,6 +134,10 @@ def test_a_reward_that_is_not_a_number_is_refused():
         pytest.param(TaskConfig(reasoning_gym="chain_sum", params={"min_terms": 0}), "chain_sum", id="refused-param"),
         pytest.param(TaskConfig(dataset="gone.jsonl"), r"gone\.jsonl", id="missing-file"),
         pytest.param(TaskConfig(), "exactly one", id="neither"),
+        pytest.param(
+            TaskConfig(reasoning_gym="chain_sum", reward="math:pi"), "expected a function", id="not-a-function"
+        ),
+        pytest.param(TaskConfig(dataset="x.csv", params={"a": 1}), "params are for", id="params-of-a-dataset"),
         pytest.param(TaskConfig(reasoning_gym="chain_sum", dataset="x"), "exactly one", id="both"),
         pytest.param(
             TaskConfig(reasoning_gym="chain_sum", reward="exact_macth"),

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from fgrpo_kernels.gpu.group_advantages import BATCH_BLOCK, group_advantages_kernel
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile
+from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
 from fgrpo_kernels.gpu.policy_rows import sum_terms_kernel
 from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
@@ -35,7 +36,7 @@ TARGETS = {
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards")
+INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
 # What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
@@ -89,6 +90,8 @@ def variants(architecture: str) -> Iterator[Variant]:
     entropy = "token_logprobs backward with entropy"
     yield on_rows(entropy, token_logprobs_backward_kernel, "bf16", 151_936)
     yield on_rows("token_logprobs of live rows", token_logprobs_kernel, "fp16", 151_936)
+    yield on_rows("partial_token_stats", partial_token_stats_kernel, "bf16", 32_000)
+    yield on_rows("partial_token_stats backward", partial_token_stats_backward_kernel, "bf16", 32_000)
     full = {"KL": DEVICE_ESTIMATORS["k3_is"], "HAS_ENTROPY": True}
     for name, objective in DEVICE_FUNCTIONS.items():
         terms = f"grpo_loss, {name}, all terms"

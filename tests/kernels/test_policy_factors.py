@@ -25,6 +25,16 @@ def test_importance_weights(mode, level, expected):
     torch.testing.assert_close(got, torch.tensor(expected))
 
 
+def test_a_floor_and_unknown_log_probabilities():
+    sampling = SAMPLING.masked_fill(torch.tensor([[1, 0, 0], [0, 0, 0]]).bool(), torch.nan)
+    truncated = importance_weights(OLD, sampling, MASK, cap=3.0, floor=0.5)
+    torch.testing.assert_close(truncated, torch.tensor([[1.0, 0.5, 3.0], [1.0, 3.0, 1.0]]))
+    masked = importance_weights(OLD, sampling, MASK, mode="mask", cap=3.0, floor=0.5)
+    torch.testing.assert_close(masked, torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]))
+    kept = off_policy_mask(OLD, sampling, torch.tensor([-1.0, -1.0]), MASK, threshold=0.1)
+    assert kept.tolist() == [[1.0], [1.0]]  # mean distances (1 - 2) / 3 and -2 / 2
+
+
 def test_a_sequence_weight_is_the_product_of_its_tokens():
     got = importance_weights(OLD, SAMPLING, MASK, level="sequence", cap=100.0)
     torch.testing.assert_close(got, torch.tensor([[E(0.5 - 1 + 2)], [E(2)]]))
@@ -61,6 +71,7 @@ def test_top_entropy_mask_is_the_quantile():
         pytest.param(lambda: importance_weights(OLD, SAMPLING, MASK, mode="clip"), "mode must be one of", id="mode"),
         pytest.param(lambda: importance_weights(OLD, SAMPLING, MASK, level="row"), "level must be one of", id="level"),
         pytest.param(lambda: importance_weights(OLD, SAMPLING, MASK, cap=0.0), "cap must be a positive", id="cap"),
+        pytest.param(lambda: importance_weights(OLD, SAMPLING, MASK, floor=4.0), "floor must be from 0", id="floor"),
         pytest.param(lambda: importance_weights(OLD[:1], SAMPLING, MASK), "old_logp must have one entry", id="shape"),
         pytest.param(
             lambda: off_policy_mask(OLD, OLD, torch.ones(3), MASK, threshold=1.0), r"advantages must be \[B\]", id="adv"

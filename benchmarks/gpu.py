@@ -1,0 +1,28 @@
+"""Everything that needs an NVIDIA GPU, in one run of a few minutes: the tests, then the benchmarks.
+
+    python benchmarks/gpu.py
+
+Nothing is measured if a test fails. Results go to benchmarks/results, or to $OUT where it is set.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = ["tests/kernels/test_gpu.py", "tests/kernels/test_registration.py"]
+BENCHMARKS = ["bench_group_advantages.py", "bench_token_logprobs.py", "bench_grpo_loss.py"]
+
+
+def main() -> int:
+    tests = subprocess.run([sys.executable, "-m", "pytest", *TESTS], cwd=ROOT)
+    if tests.returncode != 0:
+        return tests.returncode
+    codes = [subprocess.run([sys.executable, ROOT / "benchmarks" / name], cwd=ROOT).returncode for name in BENCHMARKS]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

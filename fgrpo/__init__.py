@@ -1,0 +1,1 @@
+"""Federated GRPO with adaptive aggregation: tasks, rollouts, local training, aggregation, rounds."""

@@ -1,0 +1,124 @@
+"""What only a GPU can show: the kernels as compiled, launched on real devices and at sizes past 32-bit offsets."""
+
+import pytest
+import torch
+
+from fgrpo_kernels import PPOClip, group_advantages, grpo_loss, reference, token_logprobs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+]
+
+
+def gradient_and_outputs(op, logits, arguments):
+    leaf = logits.detach().requires_grad_()
+    loss, metrics = op(leaf, **arguments)
+    loss.backward()
+    return loss.detach(), leaf.grad, metrics
+
+
+@pytest.mark.parametrize("vocab", [1000, 32_001, 151_936])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_loss_error_is_no_larger_than_plain_pytorch(dtype, vocab, level):
+    torch.manual_seed(0)
+    N = 64
+    logits = (3 * torch.randn(N, vocab, device="cuda")).to(dtype)
+    targets = torch.randint(vocab, (N,), device="cuda")
+    targets[:3] = torch.tensor([0, vocab - 1, int(logits[2].argmax())])
+    logp = reference.token_logprobs(logits, targets).logp
+    arguments = {
+        "targets": targets,
+        "advantages": torch.randn(N, device="cuda"),
+        "weights": torch.full((N,), 1 / N, device="cuda").index_fill(0, torch.tensor([5, 11], device="cuda"), 0.0),
+        "old_logp": logp + 0.3 * torch.randn_like(logp),
+        "ref_logp": logp + 0.2 * torch.randn_like(logp),
+        "sequence_ids": torch.arange(N, device="cuda") % 4,
+        "objective": PPOClip(0.2, 0.28, level=level),
+        "beta": 0.1,
+        "entropy_coef": 0.01,
+    }
+    ours = gradient_and_outputs(grpo_loss, logits, arguments)
+    plain = gradient_and_outputs(reference.grpo_loss, logits, arguments)
+    exact = gradient_and_outputs(reference.grpo_loss, logits.double(), arguments)
+    for name, o, p, e in zip(("loss", "gradient"), ours[:2], plain[:2], exact[:2], strict=True):
+        budget = (p.double() - e).abs().max() + 1e-6 * e.abs().max()
+        assert (o.double() - e).abs().max() <= budget, name
+    for name, e in exact[2].items():
+        torch.testing.assert_close(ours[2][name].double(), e, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("margin", [12.0, 20.0, 30.0])
+def test_gradient_of_a_target_far_ahead(margin):
+    logits = torch.zeros(1, 5000, device="cuda")
+    logits[0, 2] = margin
+    leaf = (logits + 100).requires_grad_()
+    token_logprobs(leaf, torch.tensor([2], device="cuda")).logp.sum().backward()
+    rest = 4999 * torch.tensor(-margin, dtype=torch.float64).exp()
+    torch.testing.assert_close(leaf.grad[0, 2].double().cpu(), rest / (1 + rest), rtol=1e-4, atol=0)
+
+
+def test_offsets_past_32_bits():
+    """N * V > 2^31: rows at the end are as right as those at the start."""
+    N, V = 16_384, 151_936
+    if torch.cuda.mem_get_info()[0] < 2.5 * N * V * 2:
+        pytest.skip("needs 13 GB of device memory")
+    logits = torch.zeros(N, V, dtype=torch.bfloat16, device="cuda")
+    logits[0::2].normal_()
+    logits[1::2] = logits[0::2]  # rows 2k and 2k + 1 are the same
+    targets = torch.arange(N, device="cuda") // 2 % V
+    arguments = {"advantages": torch.ones(N, device="cuda"), "weights": torch.ones(N, device="cuda")}
+    loss, gradient, _ = gradient_and_outputs(grpo_loss, logits, {"targets": targets} | arguments)
+    assert loss == -N  # ratio 1
+    torch.testing.assert_close(gradient[-1], gradient[-2], rtol=0, atol=0)
+    assert gradient[-1].count_nonzero() > 0
+    last = gradient_and_outputs(reference.grpo_loss, logits[-2:].double(), {
+        "targets": targets[-2:], "advantages": torch.ones(2, device="cuda"), "weights": torch.ones(2, device="cuda"),
+    })[1]  # fmt: skip
+    torch.testing.assert_close(gradient[-2:].double(), last, rtol=1e-2, atol=1e-6)
+
+
+def test_more_rows_than_a_grid_dimension():
+    """T >= 65,536: rows are the one long dimension of the launch."""
+    B, T, V = 1, 70_001, 64
+    logits = torch.randn(B, T, V, device="cuda")
+    targets = torch.randint(V, (B, T), device="cuda")
+    arguments = {"targets": targets, "advantages": torch.ones(B, device="cuda"), "weights": torch.ones(B, T).cuda() / T}
+    ours = gradient_and_outputs(grpo_loss, logits, arguments)
+    exact = gradient_and_outputs(reference.grpo_loss, logits.double(), arguments)
+    torch.testing.assert_close(ours[1].double(), exact[1], rtol=1e-4, atol=1e-9)
+
+
+def test_a_new_length_needs_no_new_kernel():
+    from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel
+
+    def run(T):
+        logits = torch.randn(2, T, 4096, device="cuda", dtype=torch.bfloat16)
+        arguments = {"advantages": torch.ones(2, device="cuda"), "weights": torch.ones(2, T, device="cuda")}
+        gradient_and_outputs(grpo_loss, logits, {"targets": torch.zeros(2, T).long().cuda()} | arguments)
+
+    run(16)
+    caches = grpo_loss_kernel.device_caches[torch.cuda.current_device()][0]
+    before = len(caches)
+    for T in (17, 31, 32, 100):
+        run(T)
+    assert len(caches) == before
+
+
+def test_group_advantages():
+    rewards = torch.randn(1024, device="cuda")
+    for scale in ("group", "batch", "none"):
+        got = group_advantages(rewards, 8, scale=scale)
+        exact = reference.group_advantages(rewards.double(), 8, scale=scale)
+        torch.testing.assert_close(got.advantages.double(), exact.advantages, rtol=1e-5, atol=1e-5)
+        assert not got.degenerate.any()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_a_device_that_is_not_the_current_one():
+    logits = torch.randn(4, 100, device="cuda:1")
+    targets = torch.arange(4, device="cuda:1")
+    torch.testing.assert_close(
+        token_logprobs(logits, targets).logp, reference.token_logprobs(logits, targets).logp, rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,222 @@
+"""The semantics table: `grpo_loss` against the loss and gradient that TRL's own trainer computes.
+
+Where the two differ on purpose (see docs/semantics.md), a test shows the difference.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+
+trl = pytest.importorskip("trl", minversion="1.16", reason="compares with TRL: install fgrpo[trl]")
+if not trl.__version__.startswith("1.16."):
+    pytest.skip(f"the table is of TRL 1.16, this is {trl.__version__}", allow_module_level=True)
+
+from trl_harness import (  # noqa: E402
+    HIGH,
+    LENGTHS,
+    LOW,
+    MAX_LENGTH,
+    B,
+    T,
+    assert_same,
+    make_batch,
+    our_result,
+    trl_result,
+)
+
+from fgrpo_kernels import (  # noqa: E402
+    CISPO,
+    SAPO,
+    VESPO,
+    PPOClip,
+    grpo_loss,
+    importance_weights,
+    off_policy_mask,
+    reference,
+    token_logprobs,
+    token_weights,
+    top_entropy_mask,
+)
+
+REDUCTION = {  # of each loss_type of TRL
+    "grpo": "grpo",
+    "bnpo": "bnpo",
+    "dr_grpo": "dr_grpo",
+    "dapo": "dapo",
+    "luspo": "luspo",
+    "cispo": "dapo",
+    "sapo": "grpo",
+    "vespo": "dapo",
+}
+LEVELS = ["token", "sequence"]
+KLS = {
+    "no-kl": ({"beta": 0.0}, {"beta": 0.0}),
+    "k3": ({"beta": 0.04, "use_bias_correction_kl": False}, {"beta": 0.04, "kl": "k3"}),
+    "k3_is": ({"beta": 0.04, "use_bias_correction_kl": True}, {"beta": 0.04, "kl": "k3_is"}),
+}
+# The op takes float32 to its kernels where there are any; the specification has nothing but PyTorch's rounding.
+RUNS = [
+    pytest.param(grpo_loss, torch.float32, id="op-float32"),
+    pytest.param(grpo_loss, torch.float64, id="op-float64"),
+    pytest.param(reference.grpo_loss, torch.float64, id="reference-float64"),
+]
+
+
+@dataclass(frozen=True)
+class AtSequenceLevel:
+    """`importance_sampling_level="sequence"` for an objective that has no `level`: it sees the sequence's mean ratio
+    as every token's."""
+
+    objective: CISPO | SAPO | VESPO
+    sequence_level = True
+
+    def _tokens(self, tokens):
+        return dataclasses.replace(tokens, old_logp_N=tokens.logp_N - tokens.log_ratio("sequence"))
+
+    def log_ratio(self, tokens):
+        return tokens.log_ratio("sequence")
+
+    def loss(self, tokens):
+        return self.objective.loss(self._tokens(tokens))
+
+    def clipped(self, tokens):
+        return self.objective.clipped(self._tokens(tokens))
+
+
+def objective_of(loss_type, level="token", delta=None):
+    own = {"cispo": CISPO(high=1 + HIGH), "sapo": SAPO(), "vespo": VESPO()}.get(loss_type)
+    if own is None:
+        return PPOClip(LOW, HIGH, delta=delta, level=level)
+    return own if level == "token" else AtSequenceLevel(own)
+
+
+def weights_of(batch, loss_type, **normalisers):
+    return token_weights(batch.mask, REDUCTION[loss_type], **{"max_length": MAX_LENGTH} | normalisers)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["off-policy", "on-policy"])
+@pytest.mark.parametrize("pattern", LENGTHS)
+@pytest.mark.parametrize("kl", KLS)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_table(loss_type, level, kl, pattern, old):
+    batch = make_batch(pattern, old=old)
+    theirs, ours = KLS[kl]
+    expected = trl_result(batch, loss_type, level=level, **theirs)
+    for op, dtype in (run.values for run in RUNS):
+        weights = weights_of(batch, loss_type)
+        objective = objective_of(loss_type, level)
+        assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **ours), expected)
+
+
+@pytest.mark.parametrize("delta", [1.1, 2.0])  # under and over 1 + HIGH
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+def test_two_sided_clipping(loss_type, level, delta):
+    batch = make_batch()
+    compare(batch, loss_type, {"delta": delta}, level=level, objective=objective_of(loss_type, level, delta))
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("over", LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", [x for x in REDUCTION if x != "vespo"])
+def test_importance_correction(loss_type, level, over, mode):
+    batch = make_batch()
+    # What TRL's `_generate_and_score_completions` hands to the loss.
+    log_ratio = (batch.old_logp - batch.sampling_logp) * batch.mask
+    ratio = (log_ratio if over == "token" else log_ratio.sum(1, keepdim=True)).exp()
+    assert 0 < (ratio > 1.2).sum() < ratio.numel()
+    ratio = ratio.clamp(max=1.2) if mode == "truncate" else ratio.masked_fill(ratio > 1.2, 0.0)
+    factor = importance_weights(batch.old_logp, batch.sampling_logp, batch.mask, mode=mode, level=over, cap=1.2)
+    # The factor is of the policy term alone: with a KL term a misplaced one would show.
+    compare(batch, loss_type, {"importance_ratio": ratio} | KLS["k3"][0], level=level, policy_factor=factor,
+            **KLS["k3"][1])  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["engine", "trainer"])
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_off_policy_mask(loss_type, sampler):
+    batch = make_batch("empty-row")
+    by_engine = sampler == "engine"
+    logp, _ = batch.logp_and_entropy(batch.logits)
+    sampling_logp = batch.sampling_logp if by_engine else batch.old_logp
+    factor = off_policy_mask(logp, sampling_logp, batch.advantages, batch.mask, threshold=0.3)
+    assert 0 < (factor == 0).sum() < (batch.advantages < 0).sum()
+    compare(batch, loss_type, {"off_policy_mask_threshold": 0.3, "with_sampling": by_engine} | KLS["k3"][0],
+            policy_factor=factor, **KLS["k3"][1])  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["holes", "nothing"])
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_top_entropy_mask(loss_type, pattern):
+    batch = make_batch(pattern)
+    _, entropy = batch.logp_and_entropy(batch.logits)
+    factor = top_entropy_mask(entropy, batch.mask, fraction=0.3)
+    assert pattern == "nothing" or 0 < factor.sum() < batch.mask.sum()
+    compare(batch, loss_type, {"top_entropy_quantile": 0.3} | KLS["k3"][0], policy_factor=factor, **KLS["k3"][1])
+
+
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_every_factor_at_once(loss_type):
+    batch = make_batch("empty-row")
+    logp, entropy = batch.logp_and_entropy(batch.logits)
+    factor = off_policy_mask(logp, batch.sampling_logp, batch.advantages, batch.mask, threshold=0.3)
+    factor = factor * top_entropy_mask(entropy, batch.mask, fraction=0.6)
+    options = {"off_policy_mask_threshold": 0.3, "with_sampling": True, "top_entropy_quantile": 0.6}
+    if loss_type != "vespo":
+        ratio = importance_weights(batch.old_logp, batch.sampling_logp, batch.mask, cap=1.2)
+        factor, options["importance_ratio"] = factor * ratio, ratio
+    compare(batch, loss_type, options | KLS["k3_is"][0], policy_factor=factor, **KLS["k3_is"][1])
+
+
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_advantages_by_token(loss_type):
+    batch = make_batch()
+    advantages = batch.advantages[:, None] + torch.linspace(-0.3, 0.3, T).double()
+    compare(dataclasses.replace(batch, advantages=advantages.float().double()), loss_type)
+
+
+@pytest.mark.parametrize("loss_type", REDUCTION)
+def test_accumulation_and_workers(loss_type):
+    """Two of four micro-batches a step, three workers whose gradients are averaged: TRL scales the loss, here
+    `token_weights` has the normalisers of the whole step."""
+    batch, accumulation, workers, generated = make_batch(), 2, 3, 500.0
+    options = {"accumulation": accumulation, "steps_per_generation": 4, "num_processes": workers,
+               "num_items": generated}  # fmt: skip
+    # TRL means sequences over one worker's batch and averages; `generated` counts the tokens of all workers.
+    weights = weights_of(batch, loss_type, num_sequences=B * accumulation,
+                         num_tokens=generated * accumulation / 4 / workers)  # fmt: skip
+    if loss_type == "bnpo":  # its normaliser is the micro-batch's own, so the mean over micro-batches stays outside
+        weights = weights / accumulation
+    compare(batch, loss_type, options, weights=weights)
+
+
+@pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_metrics(loss_type, level):
+    """Means over tokens, of a reduction that weighs all tokens alike."""
+    batch = make_batch()
+    objective = objective_of(loss_type, level)
+    ours = our_result(grpo_loss, batch, weights_of(batch, loss_type), objective=objective, **KLS["k3"][1]).metrics
+    theirs = trl_result(batch, loss_type, level=level, **KLS["k3"][0]).metrics
+    names = {"kl": "kl", "entropy": "entropy"}
+    if level == "token":  # at sequence level TRL's clip ratios count sequences
+        names |= {"clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean"}
+    for our_name, their_name in names.items():
+        assert ours[our_name].item() == pytest.approx(theirs[their_name], rel=1e-6)
+        assert ours[our_name] > 0
+
+
+def test_defaults():
+    """An objective without arguments is TRL's `loss_type` without arguments. The package's KL is plain k3: TRL's
+    default times the ratio is asked for by name."""
+    args = trl.GRPOConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none")
+    assert PPOClip() == PPOClip(args.epsilon, args.epsilon if args.epsilon_high is None else 0.0, args.delta)
+    assert SAPO() == SAPO(args.sapo_temperature_pos, args.sapo_temperature_neg)
+    assert VESPO() == VESPO(args.vespo_k_pos, args.vespo_lambda_pos, args.vespo_k_neg, args.vespo_lambda_neg)
+    assert args.use_bias_correction_kl
+    assert args.loss_type == "dapo"
