@@ -203,7 +203,7 @@ def grpo_loss_tokens(
             grpo_loss_kernel[(N,)](
                 *x[:3], *grads, x.T, targets_N.contiguous(), *vectors, *logprobs, logp_N, entropy_N,
                 vocab_size, logits.shape[-1], 1.0 / temperature, *numbers,
-                **flags, **tile_for(logits, vocab_size).arguments(),
+                **flags, **tile_for(logits, vocab_size, read_twice=True).arguments(),
             )  # fmt: skip
         sum_terms_kernel[(1,)](
             sums, logp_N, entropy_N, *vectors, *logprobs, N, *numbers, **flags, BLOCK=1024, num_warps=8

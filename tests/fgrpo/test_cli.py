@@ -94,9 +94,9 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0
-    assert main(["compare", path, path]) == 0
+    assert main(["compare", path]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
-    assert len(rows) == 2
+    assert len(rows) == 1
     payload = f"{path}/rounds/0005/payloads/gcd.safetensors"
     capsys.readouterr()
     assert main(["inspect", payload]) == 0
@@ -145,11 +145,12 @@ def test_what_a_run_stands_on_cannot_be_changed(finished, override, capsys):
     assert "cannot be changed any more" in capsys.readouterr().err
 
 
-def test_a_run_that_ended_before_its_first_round_can_be_reported(config, tmp_path, capsys):
+def test_a_run_that_ended_before_its_first_round_says_so(config, tmp_path, capsys):
     path = str(tmp_path / "run")
     broken = "--clients.sums.tasks=[{reward: 'math:sin'}]"
     assert main(["train", config, "--output-dir", path, broken, broken.replace("sums", "gcd")]) == 1
-    assert main(["report", path]) == 0
+    assert main(["report", path]) == 1
+    assert capsys.readouterr().err.strip().endswith("nothing to report")
 
 
 def test_nan_rewards_stop_the_run_and_keep_what_there_is(config, capsys, tmp_path):

@@ -78,7 +78,8 @@ def variants(architecture: str) -> Iterator[Variant]:
     """Every kernel as it is launched there."""
 
     def on_rows(name: str, kernel: Any, dtype: str, vocab: int, **constants: Any) -> Variant:
-        arguments = row_tile(vocab, BYTES[dtype], architecture).arguments()
+        twice = kernel is grpo_loss_kernel
+        arguments = row_tile(vocab, BYTES[dtype], architecture, read_twice=twice).arguments()
         num_warps = arguments.pop("num_warps")
         return Variant(f"{name}, {dtype}, V = {vocab}", kernel, dtype, vocab, arguments | constants, num_warps)
 

@@ -5,7 +5,6 @@ Where the two differ on purpose (see docs/semantics.md), a test shows the differ
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import product
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from trl_harness import (  # noqa: E402
     LOW,
     MAX_LENGTH,
     B,
+    Result,
     T,
     assert_same,
     make_batch,
@@ -59,9 +59,9 @@ KLS = {
 }
 # The op takes float32 to its kernels where there are any; the specification has nothing but PyTorch's rounding.
 RUNS = [
-    pytest.param(grpo_loss, torch.float32, id="op-float32"),
-    pytest.param(grpo_loss, torch.float64, id="op-float64"),
-    pytest.param(reference.grpo_loss, torch.float64, id="reference-float64"),
+    ("op, float32", grpo_loss, torch.float32),
+    ("op, float64", grpo_loss, torch.float64),
+    ("reference, float64", reference.grpo_loss, torch.float64),
 ]
 
 
@@ -97,19 +97,23 @@ def weights_of(batch, loss_type, **normalisers):
     return token_weights(batch.mask, REDUCTION[loss_type], **{"max_length": MAX_LENGTH} | normalisers)
 
 
+def compare(batch, loss_type, trl_options=None, *, level="token", objective=None, weights=None, **options):
+    """TRL's result on the batch against each of ours."""
+    expected = trl_result(batch, loss_type, level=level, **trl_options or {})
+    weights = weights_of(batch, loss_type) if weights is None else weights
+    objective = objective or objective_of(loss_type, level)
+    for name, op, dtype in RUNS:
+        assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **options), expected, name)
+
+
 @pytest.mark.parametrize("old", [True, False], ids=["off-policy", "on-policy"])
 @pytest.mark.parametrize("pattern", LENGTHS)
 @pytest.mark.parametrize("kl", KLS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", REDUCTION)
 def test_table(loss_type, level, kl, pattern, old):
-    batch = make_batch(pattern, old=old)
-    theirs, ours = KLS[kl]
-    expected = trl_result(batch, loss_type, level=level, **theirs)
-    for op, dtype in (run.values for run in RUNS):
-        weights = weights_of(batch, loss_type)
-        objective = objective_of(loss_type, level)
-        assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **ours), expected)
+    trl_options, options = KLS[kl]
+    compare(make_batch(pattern, old=old), loss_type, trl_options, level=level, **options)
 
 
 @pytest.mark.parametrize("delta", [1.1, 2.0])  # under and over 1 + HIGH
@@ -220,3 +224,82 @@ def test_defaults():
     assert VESPO() == VESPO(args.vespo_k_pos, args.vespo_lambda_pos, args.vespo_k_neg, args.vespo_lambda_neg)
     assert args.use_bias_correction_kl
     assert args.loss_type == "dapo"
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
+def test_entropy_bonus_of_a_token_mean(loss_type):
+    compare(make_batch(), loss_type, {"entropy_coef": 0.05}, entropy_coef=0.05)
+
+
+def test_entropy_bonus_of_other_reductions_differs():
+    """Ours is reduced as the loss is, TRL's is always a mean over tokens, and over the kept ones of a high-entropy
+    mask. `token_logprobs` gives TRL's."""
+    batch = make_batch()
+    logits = batch.logits.clone().requires_grad_()
+    entropy = token_logprobs(logits, batch.targets).entropy
+    kept = top_entropy_mask(entropy, batch.mask, fraction=0.3)
+    theirs = trl_result(batch, "grpo", entropy_coef=0.05, top_entropy_quantile=0.3)
+    options = {"mask": batch.mask, "old_logp": batch.old_logp, "policy_factor": kept, "objective": PPOClip(LOW, HIGH)}
+    weights = weights_of(batch, "grpo")
+
+    ours = our_result(grpo_loss, batch, weights, entropy_coef=0.05, **options)
+    assert (ours.loss - theirs.loss).abs() > 1e-3
+    loss = grpo_loss(logits, batch.targets, batch.advantages, weights, **options).loss
+    loss = loss - 0.05 * (entropy * kept).sum() / kept.sum()
+    loss.backward()
+    assert_same(Result(loss.detach(), logits.grad, {}), theirs, "grpo_loss and token_logprobs")
+
+
+def test_vespo_correction_is_the_samplers_logp():
+    """TRL adds the log of the correction to `log w`: the sampler's log-probability as `old_logp` does the same, as
+    long as no ratio is truncated. A truncated one stays whole here."""
+    batch = make_batch()
+    ratio = importance_weights(batch.old_logp, batch.sampling_logp, batch.mask, cap=100.0)
+    compare(batch, "vespo", {"importance_ratio": ratio} | KLS["k3"][0], old_logp=batch.sampling_logp, **KLS["k3"][1])
+
+    truncated = trl_result(batch, "vespo", importance_ratio=ratio.clamp(max=1.2))
+    ours = our_result(grpo_loss, batch, weights_of(batch, "vespo"), objective=VESPO(), old_logp=batch.sampling_logp)
+    assert (ours.loss - truncated.loss).abs() > 1e-3
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_log_ratios_past_float32_stay_finite(sign):
+    """`e^100` is inf in float32. TRL's gradient is infinite or NaN, ours is 0 there and TRL's own elsewhere."""
+    batch = make_batch("full")
+    old_logp = batch.old_logp.clone()
+    far = 2 if sign > 0 else 3
+    assert batch.advantages[far] * sign > 0
+    old_logp[far, 1] -= 100
+    batch = dataclasses.replace(batch, old_logp=old_logp)
+    theirs = trl_result(batch, "grpo", dtype=torch.float32)
+    assert not theirs.gradient[far, 1].isfinite().any()
+
+    ours = our_result(grpo_loss, batch, weights_of(batch, "grpo"), dtype=torch.float32, objective=objective_of("grpo"))
+    assert ours.loss.isfinite()
+    assert ours.gradient[far, 1].eq(0).all()
+    elsewhere = torch.ones(B, T, dtype=torch.bool)
+    elsewhere[far, 1] = False
+    torch.testing.assert_close(ours.gradient[elsewhere], theirs.gradient[elsewhere], rtol=1e-5, atol=1e-7)
+
+
+def test_a_small_kl_keeps_its_digits():
+    """At `d = 2e-4`, `exp(d) - d - 1` in float32 is one rounding error; `expm1(d) - d` is right."""
+    batch = make_batch("full", old=False)
+    logp, _ = batch.logp_and_entropy(batch.logits)
+    batch = dataclasses.replace(batch, ref_logp=logp + 2e-4, advantages=torch.zeros(B).double())
+    exact = 2e-8 + 2e-4**3 / 6
+    theirs = trl_result(batch, "dapo", dtype=torch.float32, beta=1.0, use_bias_correction_kl=False)
+    ours = our_result(grpo_loss, batch, weights_of(batch, "dapo"), dtype=torch.float32, beta=1.0)
+    assert abs(theirs.loss.item() - exact) > 0.1 * exact
+    assert ours.loss.item() == pytest.approx(exact, rel=0.01)
+
+
+def test_what_the_mask_leaves_out_may_be_nan():
+    """In TRL `0 * NaN` reaches the loss."""
+    batch = make_batch("ragged")
+    clean = trl_result(batch, "grpo")
+    dirty = dataclasses.replace(batch, old_logp=batch.old_logp.masked_fill(batch.mask == 0, torch.nan))
+    assert trl_result(dirty, "grpo").loss.isnan()
+    for name, op, dtype in RUNS:
+        ours = our_result(op, dirty, weights_of(dirty, "grpo"), dtype=dtype, objective=objective_of("grpo"))
+        assert_same(ours, clean, name)

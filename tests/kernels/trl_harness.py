@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,7 @@ class Batch:
         return logp, -(log_probs.exp() * log_probs).sum(-1)
 
 
+@cache
 def make_batch(pattern: str = "holes", *, old: bool = True, seed: int = 0) -> Batch:
     """Off-policy enough that at both levels and with both signs of the advantage a ratio lies under, in and over the
     clip; the last two rows are one of advantage 0 and the one that "empty-row" masks."""
@@ -215,10 +217,13 @@ def our_result(
     return Result(loss.detach(), logits.grad, metrics)
 
 
-def assert_same(ours: Result, trl: Result) -> None:
-    """Equal to float32's rounding: a float32 result, or the float32 weights of a float64 one."""
-    exact = ours.gradient.dtype == torch.float64
-    gradient_scale = float(trl.gradient.abs().max())
-    rtol, atol = (1e-6, 1e-7) if exact else (1e-5, 1e-6)
-    torch.testing.assert_close(ours.loss.double(), trl.loss, rtol=rtol, atol=atol)
-    torch.testing.assert_close(ours.gradient.double(), trl.gradient, rtol=rtol, atol=atol * gradient_scale)
+def assert_same(ours: Result, trl: Result, name: str) -> None:
+    """Equal to float32's rounding, which a float64 result has in its weights alone."""
+    rtol, atol = (1e-6, 1e-7) if ours.gradient.dtype == torch.float64 else (1e-5, 1e-6)
+    for what, x, expected, scale in [
+        ("loss", ours.loss, trl.loss, 1.0),
+        ("gradient", ours.gradient, trl.gradient, float(trl.gradient.abs().max())),
+    ]:
+        torch.testing.assert_close(
+            x.double(), expected, rtol=rtol, atol=atol * scale, msg=lambda text, what=what: f"{name}, {what}: {text}"
+        )
