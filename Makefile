@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
+export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test lint format clean
+.PHONY: train train-smollm2 test gpu lint format clean
 
 train: $(READY)
 	$(BIN)/fgrpo train configs/quickstart.yaml
@@ -16,6 +18,13 @@ train-smollm2: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# On a machine with a GPU: `make gpu PYTHON=python3` checks the kernels and then measures them with the interpreter that it
+# is given. It installs nothing, needs no network, and writes JSON to $$OUT or benchmarks/results/.
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

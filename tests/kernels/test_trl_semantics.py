@@ -4,7 +4,6 @@ Where the two differ on purpose (see docs/semantics.md), a test shows the differ
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -23,12 +22,12 @@ from trl_harness import (  # noqa: E402
     T,
     assert_same,
     make_batch,
+    objective_of,
     our_result,
     trl_result,
 )
 
 from fgrpo_kernels import (  # noqa: E402
-    CISPO,
     SAPO,
     VESPO,
     PPOClip,
@@ -40,6 +39,7 @@ from fgrpo_kernels import (  # noqa: E402
     token_weights,
     top_entropy_mask,
 )
+from fgrpo_kernels.jit import INTERPRETED  # noqa: E402
 
 REDUCTION = {  # of each loss_type of TRL
     "grpo": "grpo",
@@ -57,52 +57,22 @@ KLS = {
     "k3": ({"beta": 0.04, "use_bias_correction_kl": False}, {"beta": 0.04, "kl": "k3"}),
     "k3_is": ({"beta": 0.04, "use_bias_correction_kl": True}, {"beta": 0.04, "kl": "k3_is"}),
 }
-# The op takes float32 to its kernels where there are any; the specification has nothing but PyTorch's rounding.
-RUNS = [
-    ("op, float32", grpo_loss, torch.float32),
-    ("op, float64", grpo_loss, torch.float64),
-    ("reference, float64", reference.grpo_loss, torch.float64),
-]
-
-
-@dataclass(frozen=True)
-class AtSequenceLevel:
-    """`importance_sampling_level="sequence"` for an objective that has no `level`: it sees the sequence's mean ratio
-    as every token's."""
-
-    objective: CISPO | SAPO | VESPO
-    sequence_level = True
-
-    def _tokens(self, tokens):
-        return dataclasses.replace(tokens, old_logp_N=tokens.logp_N - tokens.log_ratio("sequence"))
-
-    def log_ratio(self, tokens):
-        return tokens.log_ratio("sequence")
-
-    def loss(self, tokens):
-        return self.objective.loss(self._tokens(tokens))
-
-    def clipped(self, tokens):
-        return self.objective.clipped(self._tokens(tokens))
-
-
-def objective_of(loss_type, level="token", delta=None):
-    own = {"cispo": CISPO(high=1 + HIGH), "sapo": SAPO(), "vespo": VESPO()}.get(loss_type)
-    if own is None:
-        return PPOClip(LOW, HIGH, delta=delta, level=level)
-    return own if level == "token" else AtSequenceLevel(own)
+EXACT_RUNS = [("op, float64", grpo_loss, torch.float64), ("reference, float64", reference.grpo_loss, torch.float64)]
+FLOAT32_RUN = ("op, float32", grpo_loss, torch.float32)
+# Triton's interpreter takes seconds for a loss: there `test_kernels` stands for the whole.
+RUNS = EXACT_RUNS if INTERPRETED else [*EXACT_RUNS, FLOAT32_RUN]
 
 
 def weights_of(batch, loss_type, **normalisers):
     return token_weights(batch.mask, REDUCTION[loss_type], **{"max_length": MAX_LENGTH} | normalisers)
 
 
-def compare(batch, loss_type, trl_options=None, *, level="token", objective=None, weights=None, **options):
+def compare(batch, loss_type, trl_options=None, *, level="token", objective=None, weights=None, runs=RUNS, **options):
     """TRL's result on the batch against each of ours."""
     expected = trl_result(batch, loss_type, level=level, **trl_options or {})
     weights = weights_of(batch, loss_type) if weights is None else weights
     objective = objective or objective_of(loss_type, level)
-    for name, op, dtype in RUNS:
+    for name, op, dtype in runs:
         assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **options), expected, name)
 
 
@@ -114,6 +84,17 @@ def compare(batch, loss_type, trl_options=None, *, level="token", objective=None
 def test_table(loss_type, level, kl, pattern, old):
     trl_options, options = KLS[kl]
     compare(make_batch(pattern, old=old), loss_type, trl_options, level=level, **options)
+
+
+@pytest.mark.parametrize("kl", KLS)
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [("dapo", "token"), ("grpo", "sequence"), ("cispo", "token"), ("sapo", "token"), ("vespo", "token")],
+)
+def test_kernels(loss_type, level, kl):
+    """Every objective with every KL in float32: in the interpreter, the Triton kernels."""
+    trl_options, options = KLS[kl]
+    compare(make_batch(), loss_type, trl_options, level=level, runs=[FLOAT32_RUN], **options)
 
 
 @pytest.mark.parametrize("delta", [1.1, 2.0])  # under and over 1 + HIGH
@@ -130,28 +111,37 @@ def test_two_sided_clipping(loss_type, level, delta):
 @pytest.mark.parametrize("loss_type", [x for x in REDUCTION if x != "vespo"])
 def test_importance_correction(loss_type, level, over, mode):
     batch = make_batch()
+    low, high = 0.8, 1.2
     # What TRL's `_generate_and_score_completions` hands to the loss.
     log_ratio = (batch.old_logp - batch.sampling_logp) * batch.mask
     ratio = (log_ratio if over == "token" else log_ratio.sum(1, keepdim=True)).exp()
-    assert 0 < (ratio > 1.2).sum() < ratio.numel()
-    ratio = ratio.clamp(max=1.2) if mode == "truncate" else ratio.masked_fill(ratio > 1.2, 0.0)
-    factor = importance_weights(batch.old_logp, batch.sampling_logp, batch.mask, mode=mode, level=over, cap=1.2)
+    outside = (ratio < low) | (ratio > high)
+    assert (ratio < low).any()
+    assert (ratio > high).any()
+    assert not outside.all()
+    ratio = ratio.clamp(low, high) if mode == "truncate" else ratio.masked_fill(outside, 0.0)
+    factor = importance_weights(
+        batch.old_logp, batch.sampling_logp, batch.mask, mode=mode, level=over, cap=high, floor=low
+    )
     # The factor is of the policy term alone: with a KL term a misplaced one would show.
     compare(batch, loss_type, {"importance_ratio": ratio} | KLS["k3"][0], level=level, policy_factor=factor,
             **KLS["k3"][1])  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", ["engine", "trainer"])
+@pytest.mark.parametrize("sampler", ["trainer", "engine", "engine-with-gaps"])
 @pytest.mark.parametrize("loss_type", REDUCTION)
 def test_off_policy_mask(loss_type, sampler):
     batch = make_batch("empty-row")
-    by_engine = sampler == "engine"
+    if sampler == "engine-with-gaps":
+        sampling_logp = batch.sampling_logp.clone()
+        sampling_logp[:, 1] = torch.nan
+        batch = dataclasses.replace(batch, sampling_logp=sampling_logp)
+    sampling_logp = batch.old_logp if sampler == "trainer" else batch.sampling_logp
     logp, _ = batch.logp_and_entropy(batch.logits)
-    sampling_logp = batch.sampling_logp if by_engine else batch.old_logp
     factor = off_policy_mask(logp, sampling_logp, batch.advantages, batch.mask, threshold=0.3)
     assert 0 < (factor == 0).sum() < (batch.advantages < 0).sum()
-    compare(batch, loss_type, {"off_policy_mask_threshold": 0.3, "with_sampling": by_engine} | KLS["k3"][0],
-            policy_factor=factor, **KLS["k3"][1])  # fmt: skip
+    trl_options = {"off_policy_mask_threshold": 0.3, "with_sampling": sampler != "trainer"} | KLS["k3"][0]
+    compare(batch, loss_type, trl_options, policy_factor=factor, **KLS["k3"][1])
 
 
 @pytest.mark.parametrize("pattern", ["holes", "nothing"])

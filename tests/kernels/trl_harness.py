@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from fgrpo_kernels import GRPOLoss
+from fgrpo_kernels import CISPO, SAPO, VESPO, GRPOLoss, Objective, PPOClip
+from fgrpo_kernels.objectives.base import Level, Tokens
 
 B, T, V = 8, 6, 11
 LOW, HIGH = 0.2, 0.28
@@ -148,6 +149,34 @@ class LossOnly(GRPOTrainer):
 class _Lists(dict):  # type: ignore[type-arg]
     def __missing__(self, name: str) -> list[float]:
         return self.setdefault(name, [])
+
+
+@dataclass(frozen=True)
+class AtSequenceLevel:
+    """TRL's `importance_sampling_level="sequence"` for an objective that has no `level`: to it, every token's ratio is
+    the mean one of its sequence."""
+
+    objective: Objective
+    sequence_level = True
+
+    def _tokens(self, tokens: Tokens) -> Tokens:
+        return replace(tokens, old_logp_N=tokens.logp_N - tokens.log_ratio("sequence"))
+
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        return tokens.log_ratio("sequence")
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        return self.objective.loss(self._tokens(tokens))
+
+    def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        return self.objective.clipped(self._tokens(tokens))
+
+
+def objective_of(loss_type: str, level: Level = "token", delta: float | None = None) -> Objective:
+    own = {"cispo": CISPO(high=1 + HIGH), "sapo": SAPO(), "vespo": VESPO()}.get(loss_type)
+    if own is None:
+        return PPOClip(LOW, HIGH, delta=delta, level=level)
+    return own if level == "token" else AtSequenceLevel(own)
 
 
 @dataclass(frozen=True)
