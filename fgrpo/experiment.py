@@ -16,6 +16,7 @@ from fgrpo.engine import Observer
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
 from fgrpo.in_process import InProcess
+from fgrpo.model import is_adapted
 from fgrpo.parameters import Manifest, flatten, load_flat
 from fgrpo.policy import Policy
 from fgrpo.records import Evaluation, Failure, ServerState
@@ -115,7 +116,9 @@ def _save_model(policy: Policy, state: ServerState, folder: RunFolder) -> None:
     """Write the trained model (or its adapter) and tokenizer as ordinary transformers files."""
     load_flat(policy.model, state.params_P)
     try:
-        policy.model.save_pretrained(folder.path / "model")  # type: ignore[operator]
+        # peft would look for the base model on the hub to see whether its vocabulary was changed; it was not.
+        options = {"save_embedding_layers": False} if is_adapted(policy.model) else {}
+        policy.model.save_pretrained(folder.path / "model", **options)  # type: ignore[operator]
         policy.tokenizer.save_pretrained(folder.path / "model")
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
