@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-trl = pytest.importorskip("trl", minversion="1.16", reason="compares with TRL: install fgrpo[trl]")
+trl = pytest.importorskip("trl", reason="compares with TRL: install fgrpo[trl]")
 if not trl.__version__.startswith("1.16."):
     pytest.skip(f"the table is of TRL 1.16, this is {trl.__version__}", allow_module_level=True)
 
@@ -16,7 +16,7 @@ from trl_harness import (  # noqa: E402
     HIGH,
     LENGTHS,
     LOW,
-    MAX_LENGTH,
+    REDUCTION,
     B,
     Result,
     T,
@@ -25,6 +25,7 @@ from trl_harness import (  # noqa: E402
     objective_of,
     our_result,
     trl_result,
+    weights_of,
 )
 
 from fgrpo_kernels import (  # noqa: E402
@@ -36,21 +37,12 @@ from fgrpo_kernels import (  # noqa: E402
     off_policy_mask,
     reference,
     token_logprobs,
-    token_weights,
     top_entropy_mask,
 )
 from fgrpo_kernels.jit import INTERPRETED  # noqa: E402
 
-REDUCTION = {  # of each loss_type of TRL
-    "grpo": "grpo",
-    "bnpo": "bnpo",
-    "dr_grpo": "dr_grpo",
-    "dapo": "dapo",
-    "luspo": "luspo",
-    "cispo": "dapo",
-    "sapo": "grpo",
-    "vespo": "dapo",
-}
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own
+
 LEVELS = ["token", "sequence"]
 KLS = {
     "no-kl": ({"beta": 0.0}, {"beta": 0.0}),
@@ -61,10 +53,6 @@ EXACT_RUNS = [("op, float64", grpo_loss, torch.float64), ("reference, float64", 
 FLOAT32_RUN = ("op, float32", grpo_loss, torch.float32)
 # Triton's interpreter takes seconds for a loss: there `test_kernels` stands for the whole.
 RUNS = EXACT_RUNS if INTERPRETED else [*EXACT_RUNS, FLOAT32_RUN]
-
-
-def weights_of(batch, loss_type, **normalisers):
-    return token_weights(batch.mask, REDUCTION[loss_type], **{"max_length": MAX_LENGTH} | normalisers)
 
 
 def compare(batch, loss_type, trl_options=None, *, level="token", objective=None, weights=None, runs=RUNS, **options):
@@ -209,7 +197,8 @@ def test_defaults():
     """An objective without arguments is TRL's `loss_type` without arguments. The package's KL is plain k3: TRL's
     default times the ratio is asked for by name."""
     args = trl.GRPOConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none")
-    assert PPOClip() == PPOClip(args.epsilon, args.epsilon if args.epsilon_high is None else 0.0, args.delta)
+    assert args.epsilon_high is None  # as epsilon
+    assert PPOClip() == PPOClip(args.epsilon, args.epsilon, args.delta)
     assert SAPO() == SAPO(args.sapo_temperature_pos, args.sapo_temperature_neg)
     assert VESPO() == VESPO(args.vespo_k_pos, args.vespo_lambda_pos, args.vespo_k_neg, args.vespo_lambda_neg)
     assert args.use_bias_correction_kl
@@ -238,6 +227,18 @@ def test_entropy_bonus_of_other_reductions_differs():
     loss = loss - 0.05 * (entropy * kept).sum() / kept.sum()
     loss.backward()
     assert_same(Result(loss.detach(), logits.grad, {}), theirs, "grpo_loss and token_logprobs")
+
+
+def test_vespo_bounds():
+    """A token's log-ratio is held at -20 (rows 0 and 3), a sequence's sum at log 1e-8 (rows 1 and 4). A small k leaves
+    so light a sequence a gradient that shows."""
+    batch = make_batch("full")
+    log_ratio = torch.zeros(B, T).double()
+    log_ratio[[0, 3], 0], log_ratio[[0, 3], 1] = -25.0, 18.0
+    log_ratio[[1, 4], :3] = -10.0
+    logp, _ = batch.logp_and_entropy(batch.logits)
+    batch = dataclasses.replace(batch, old_logp=(logp - log_ratio).float().double())
+    compare(batch, "vespo", {"vespo_k_pos": 0.5, "vespo_k_neg": 0.6}, objective=VESPO(k_positive=0.5, k_negative=0.6))
 
 
 def test_vespo_correction_is_the_samplers_logp():

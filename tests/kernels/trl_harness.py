@@ -5,6 +5,7 @@ B sequences   T completion tokens   V vocabulary
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,13 +16,23 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from fgrpo_kernels import CISPO, SAPO, VESPO, GRPOLoss, Objective, PPOClip
+from fgrpo_kernels import CISPO, SAPO, VESPO, GRPOLoss, Objective, PPOClip, token_weights
 from fgrpo_kernels.objectives.base import Level, Tokens
 
 B, T, V = 8, 6, 11
 LOW, HIGH = 0.2, 0.28
 MAX_LENGTH = 9  # the longest allowed completion; more than T
-LENGTHS = {
+REDUCTION = {  # of each loss_type of TRL
+    "grpo": "grpo",
+    "bnpo": "bnpo",
+    "dr_grpo": "dr_grpo",
+    "dapo": "dapo",
+    "luspo": "luspo",
+    "cispo": "dapo",
+    "sapo": "grpo",
+    "vespo": "dapo",
+}
+LENGTHS = {  # tokens of each completion
     "full": [T] * B,
     "ragged": [6, 5, 4, 6, 3, 4, 5, 2],
     "holes": [6, 5, 6, 6, 4, 5, 6, 3],
@@ -125,7 +136,7 @@ class LossOnly(GRPOTrainer):
             pad_across_processes=lambda x, dim, pad_index: x,
         )
         self.current_gradient_accumulation_steps = accumulation
-        self._metrics = {"train": _Lists()}
+        self._metrics = {"train": defaultdict(list)}
         self.aux_loss_enabled = self.use_adaptive_entropy = False
         self.entropy_coef, self._entropy_bonus_enabled = args.entropy_coef, args.entropy_coef != 0
         self.epsilon_low = args.epsilon
@@ -144,11 +155,6 @@ class LossOnly(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor, None]:
         return self.logp, self.entropy, None
-
-
-class _Lists(dict):  # type: ignore[type-arg]
-    def __missing__(self, name: str) -> list[float]:
-        return self.setdefault(name, [])
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,10 @@ def objective_of(loss_type: str, level: Level = "token", delta: float | None = N
     if own is None:
         return PPOClip(LOW, HIGH, delta=delta, level=level)
     return own if level == "token" else AtSequenceLevel(own)
+
+
+def weights_of(batch: Batch, loss_type: str, **normalisers: Any) -> Tensor:
+    return token_weights(batch.mask, REDUCTION[loss_type], **{"max_length": MAX_LENGTH} | normalisers)
 
 
 @dataclass(frozen=True)
