@@ -11,12 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 TESTS = ["tests/kernels/test_gpu.py", "tests/kernels/test_registration.py"]
 BENCHMARKS = ["bench_group_advantages.py", "bench_token_logprobs.py", "bench_grpo_loss.py"]
 
 
 def main() -> int:
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: torch sees no GPU on this machine; without one, `make test` checks the kernels")
     tests = subprocess.run([sys.executable, "-m", "pytest", *TESTS], cwd=ROOT)
     if tests.returncode != 0:
         return tests.returncode

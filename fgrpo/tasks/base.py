@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Protocol
 
-from fgrpo.errors import TaskError
+from fgrpo.errors import FgrpoError, TaskError
 from fgrpo.records import Example
 
 
@@ -68,6 +68,8 @@ class Curriculum:
         """Return the task's score, checked to be a finite number."""
         try:
             score = float(self.task.score(example, completion))
+        except FgrpoError:
+            raise
         except Exception as error:  # whatever a user's own function may raise
             raise TaskError(
                 f"task {self.task.name}: the reward function failed on {completion[:60]!r}: {error!r}"

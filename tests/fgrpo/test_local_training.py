@@ -12,6 +12,7 @@ from fgrpo.config import LoraConfig
 from fgrpo.errors import TrainingError
 from fgrpo.local_training import _losses, train_locally
 from fgrpo.parameters import Manifest, flatten, load_flat
+from fgrpo.payload import unpack
 from fgrpo.policy import Policy
 from fgrpo.rollouts import sample
 from fgrpo.stopwatch import Stopwatch
@@ -184,11 +185,18 @@ def test_client_round_replies_with_the_difference(policy, small_config):
     residual_P = torch.zeros_like(start_P)
     client = make_clients(small_config)[0]
     reply = client_round(client, policy, start_P, residual_P, 1, small_config, Stopwatch())
-    from fgrpo.payload import unpack
-
     header, delta = unpack(reply.payload)
     assert (header.client, header.round) == ("sums", 1)
     torch.testing.assert_close(decode(delta) + residual_P, flatten(policy.model) - start_P, atol=1e-7, rtol=1e-4)
+
+
+def test_rounding_to_bfloat16_is_no_part_of_the_delta(small_config):
+    """A server's average lies between the values that bfloat16 has; no client may pull it back to them."""
+    config = replace(small_config, dtype="bfloat16", train=replace(small_config.train, lr=1e-30))
+    policy = Policy.load(config)
+    between_P = flatten(policy.model) * 1.001
+    reply = client_round(make_clients(config)[0], policy, between_P, None, 1, config, Stopwatch())
+    assert not decode(unpack(reply.payload)[1]).any()
 
 
 @pytest.mark.parametrize("local_steps", [1, 2])
