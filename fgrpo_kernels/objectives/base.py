@@ -6,7 +6,7 @@ N token rows   S sequences
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,6 +83,17 @@ def device_bounded_exp(x: tl.tensor) -> tl.tensor:
     """`(bounded_exp(x), its slope)`."""
     power = exp(tl.minimum(x, 80.0))
     return power, tl.where(x <= 80.0, power, 0.0)
+
+
+class HasLevel(Protocol):
+    @property
+    def level(self) -> Level: ...
+
+
+def check_level(objective: HasLevel) -> None:
+    """Raise ValueError for a level that does not exist."""
+    if objective.level not in get_args(Level):
+        raise ValueError(f'{type(objective).__name__}: level must be "token" or "sequence", got {objective.level!r}')
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fgrpo_kernels.jit import jit, tl
-from fgrpo_kernels.objectives.base import DeviceForm, Tokens, bounded_exp, device_bounded_exp
+from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, check_level, device_bounded_exp
 
 
 @jit
@@ -34,24 +34,27 @@ class CISPO:
     Args:
         low: lower bound of the ratio itself, not a distance from 1. TRL has none, 0; verl has `1 - clip_ratio_low`.
         high: upper bound of the ratio (TRL's `epsilon_high`, 5.0 in ScaleRL; verl's `1 + clip_ratio_high`).
+        level: "token", or "sequence": the ratio is that of the sequence's mean log-ratio (see `PPOClip`).
     """
 
     low: float = 0.0
     high: float = 5.0
+    level: Level = "token"
 
     def __post_init__(self) -> None:
+        check_level(self)
         if not (0 <= self.low <= self.high and 0 < self.high < math.inf):
             raise ValueError(f"CISPO: low and high bound the ratio itself, 0 <= low <= high, got {self!r}")
 
     @property
     def sequence_level(self) -> bool:
-        return False
+        return self.level == "sequence"
 
     def device_form(self) -> DeviceForm:
         return DeviceForm("cispo", (self.low, self.high))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:
-        return tokens.log_ratio("token")
+        return tokens.log_ratio(self.level)
 
     def loss(self, tokens: Tokens) -> Tensor:
         bounded_N = bounded_exp(self.log_ratio(tokens).detach()).clamp(self.low, self.high)

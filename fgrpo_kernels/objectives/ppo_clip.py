@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.jit import jit, tl
-from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, device_bounded_exp
+from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, check_level, device_bounded_exp
 
 
 @jit
@@ -56,8 +56,7 @@ class PPOClip:
             )
         if self.delta is not None and self.delta <= 0:
             raise ValueError(f"PPOClip: delta is an upper bound of the ratio and must be positive, got {self.delta}")
-        if self.level not in ("token", "sequence"):
-            raise ValueError(f'PPOClip: level must be "token" or "sequence", got {self.level!r}')
+        check_level(self)
 
     @property
     def sequence_level(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgrpo_kernels.gpu.numerics import exp
 from fgrpo_kernels.jit import jit, tl
-from fgrpo_kernels.objectives.base import DeviceForm, Tokens, bounded_exp, device_bounded_exp
+from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, check_level, device_bounded_exp
 
 
 @jit
@@ -41,24 +41,27 @@ class SAPO:
     Args:
         tau_positive: how sharply the gradient fades away from `r = 1` where the advantage is positive.
         tau_negative: the same for the others; a little sharper, because their gradients raise unsampled tokens.
+        level: "token", or "sequence": the ratio is that of the sequence's mean log-ratio (see `PPOClip`).
     """
 
     tau_positive: float = 1.0
     tau_negative: float = 1.05
+    level: Level = "token"
 
     def __post_init__(self) -> None:
+        check_level(self)
         if self.tau_positive <= 0 or self.tau_negative <= 0:
             raise ValueError(f"SAPO: both tau must be positive, got {self!r}")
 
     @property
     def sequence_level(self) -> bool:
-        return False
+        return self.level == "sequence"
 
     def device_form(self) -> DeviceForm:
         return DeviceForm("sapo", (self.tau_positive, self.tau_negative))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:
-        return tokens.log_ratio("token")
+        return tokens.log_ratio(self.level)
 
     def loss(self, tokens: Tokens) -> Tensor:
         ratio_N = bounded_exp(self.log_ratio(tokens))

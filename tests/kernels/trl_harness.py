@@ -159,8 +159,8 @@ class LossOnly(GRPOTrainer):
 
 @dataclass(frozen=True)
 class AtSequenceLevel:
-    """TRL's `importance_sampling_level="sequence"` for an objective that has no `level`: to it, every token's ratio is
-    the mean one of its sequence."""
+    """TRL's `importance_sampling_level="sequence"` for VESPO, whose weight is a sequence's own already: every token's
+    ratio is the mean one of its sequence, also to the KL term."""
 
     objective: Objective
     sequence_level = True
@@ -179,10 +179,10 @@ class AtSequenceLevel:
 
 
 def objective_of(loss_type: str, level: Level = "token", delta: float | None = None) -> Objective:
-    own = {"cispo": CISPO(high=1 + HIGH), "sapo": SAPO(), "vespo": VESPO()}.get(loss_type)
-    if own is None:
-        return PPOClip(LOW, HIGH, delta=delta, level=level)
-    return own if level == "token" else AtSequenceLevel(own)
+    if loss_type == "vespo":
+        return VESPO() if level == "token" else AtSequenceLevel(VESPO())
+    own = {"cispo": CISPO(high=1 + HIGH, level=level), "sapo": SAPO(level=level)}.get(loss_type)
+    return own or PPOClip(LOW, HIGH, delta=delta, level=level)
 
 
 def weights_of(batch: Batch, loss_type: str, **normalisers: Any) -> Tensor:
