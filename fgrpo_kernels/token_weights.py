@@ -33,7 +33,7 @@ def token_weights(
         mask: `[B, T]` bool or 0/1, the completions' tokens.
         num_tokens: tokens of the global batch; default: this batch's, `sum(mask)`.
         num_sequences: sequences of the global batch; default: B, fully masked ones included (as TRL does;
-            verl leaves them out: pass `mask.any(1).sum()`).
+            to leave them out pass `mask.any(1).sum()`).
         max_length: the longest allowed completion, in tokens; default: T, which changes with the padding.
 
     The three are facts about the training step, not requests: give all that you know, and each reduction uses those in
