@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
+
+from fgrpo_kernels import grpo_loss, reference, token_weights
 
 B, T, V, H = 6, 9, 37, 12
 
@@ -94,3 +97,23 @@ def trl_loss(
     if reduction == "dr_grpo":
         return loss.sum() / (len(loss) * max_length)
     return loss.sum() / mask.sum().clamp(min=1)  # bnpo; dapo on one device
+
+
+OPS = [pytest.param(grpo_loss, id="op"), pytest.param(reference.grpo_loss, id="reference")]
+
+
+def arguments_of(case, reduction="dapo", **changes):
+    arguments = {
+        "logits": case.logits.detach().clone().requires_grad_(),
+        "targets": case.targets_BT,
+        "advantages": case.advantages_B,
+        "weights": token_weights(case.mask_BT, reduction),
+        "old_logp": case.old_logp_BT,
+    }
+    return arguments | changes
+
+
+def loss_and_gradient(op, **arguments):
+    loss, metrics = op(**arguments)
+    loss.backward()
+    return loss.detach(), arguments["logits"].grad, metrics
