@@ -34,15 +34,19 @@ def can_look_at(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_targets(op: str, targets: Tensor, vocab_size: int) -> None:
-    """Integer targets in `[0, vocab_size)`.
+def check_targets(op: str, targets: Tensor, vocab_size: int, live: Tensor | None = None) -> None:
+    """Integer targets, in `[0, vocab_size)` where the bool tensor `live` is True (None: everywhere).
 
     The range is checked on the CPU only, where it costs no synchronisation, and not while compiling. A GPU kernel
     gives NaN for a target outside it.
     """
     if targets.dtype != torch.int64:
         raise TypeError(f"{op}: targets must be int64 token ids, got {targets.dtype}")
-    if can_look_at(targets) and targets.numel() > 0:
+    if not can_look_at(targets):
+        return
+    if live is not None:
+        targets = targets[live]
+    if targets.numel() > 0:
         lowest, highest = (int(x) for x in targets.aminmax())
         if lowest < 0 or highest >= vocab_size:
             raise ValueError(

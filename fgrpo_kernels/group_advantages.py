@@ -22,6 +22,7 @@ def group_advantages(
     group_size: int | None = None,
     *,
     group_ids: Tensor | None = None,
+    num_groups: int | None = None,
     reward_weights: Tensor | None = None,
     scale: Scale = "group",
     baseline: Baseline = "mean",
@@ -36,6 +37,10 @@ def group_advantages(
             they make their group's advantages NaN.
         group_size: completions per prompt, when the groups are consecutive rows of one size. Or else:
         group_ids: `[B]` integers, any values in any order; equal ids are one group. Groups may differ in size.
+        num_groups: with ids that are in `[0, num_groups)`, how many groups there are, empty ones among them. On a GPU
+            that makes the whole a single launch; without it the number has to be found first (a sort, and the host
+            waits). Nothing is then looked at on a GPU: an id out of range, or a group of one row where it is refused,
+            gets NaN.
         reward_weights: `[R]` weights of the reward functions (default 1 each); only with rewards `[B, R]`.
         scale: what divides: the standard deviation (Bessel's) of the "group" or of the whole "batch", plus `eps`;
             "none" divides by nothing (Dr. GRPO).
@@ -70,13 +75,29 @@ def group_advantages(
     if baseline not in ("mean", "leave_one_out"):
         raise ValueError(f'group_advantages: baseline must be "mean" or "leave_one_out", got {baseline!r}')
     check_positive("group_advantages", "eps", eps)
-    _check_groups(len(rewards), group_size, group_ids, scale)
+    _check_groups(rewards.shape[0], group_size, group_ids, num_groups)
+    rewards = rewards.detach()
+    if group_ids is None:
+        assert group_size is not None, "just checked"
+        num_groups = rewards.shape[0] // group_size
+        lonely = "group_size is 1" if group_size == 1 and rewards.shape[0] > 0 else None
+    else:
+        group_ids, num_groups, lonely = _dense_ids(group_ids, num_groups)
+    if lonely is not None and scale != "batch":
+        raise ValueError(
+            f"group_advantages: {lonely}, which leaves nothing to compare its reward with; sample several completions "
+            'per prompt, or use scale="batch" to compare with the batch'
+        )
     if uses_triton(rewards):
-        return gpu.group_advantages(rewards, group_size, group_ids, reward_weights, scale, baseline, eps)
+        outputs = gpu.group_advantages(
+            rewards, group_size or 0, group_ids, num_groups, reward_weights, scale, baseline, eps
+        )
+        return GroupAdvantages(*outputs)
     return reference.group_advantages(
         rewards,
         group_size,
         group_ids=group_ids,
+        num_groups=num_groups,
         reward_weights=reward_weights,
         scale=scale,
         baseline=baseline,
@@ -84,29 +105,32 @@ def group_advantages(
     )
 
 
-def _check_groups(num_rows: int, group_size: int | None, group_ids: Tensor | None, scale: Scale) -> None:
+def _check_groups(num_rows: int, group_size: int | None, group_ids: Tensor | None, num_groups: int | None) -> None:
     if (group_size is None) == (group_ids is None):
         raise ValueError("group_advantages: give either group_size or group_ids, one of the two")
     if group_size is not None and (group_size < 1 or num_rows % group_size != 0):
         raise ValueError(f"group_advantages: {num_rows} rewards do not divide into groups of {group_size}")
+    if num_groups is not None and (group_ids is None or num_groups < 0):
+        raise ValueError(f"group_advantages: num_groups counts the groups of group_ids, got {num_groups}")
     if group_ids is not None and (group_ids.shape != (num_rows,) or group_ids.is_floating_point()):
         raise ValueError(
             f"group_advantages: group_ids must be {num_rows} integers, one per reward, got {group_ids.dtype} "
             f"{list(group_ids.shape)}"
         )
-    if scale == "batch":
-        return
-    if group_size == 1 and num_rows > 0:
-        lonely = "group_size is 1"
-    elif group_ids is not None:
-        ids, counts = group_ids.unique(return_counts=True)
-        alone = ids[counts == 1]
-        if len(alone) == 0:
-            return
-        lonely = f"group {alone[0].item()} has one row"
-    else:
-        return
-    raise ValueError(
-        f"group_advantages: {lonely}, which leaves nothing to compare its reward with; sample several completions "
-        'per prompt, or use scale="batch" to compare with the batch'
-    )
+
+
+def _dense_ids(ids: Tensor, num_groups: int | None) -> tuple[Tensor, int, str | None]:
+    """Ids in `[0, number of groups)`, that number, and a group of one row by name if there is one to be seen."""
+    if num_groups is not None and not can_look_at(ids):
+        return ids.long().contiguous(), num_groups, None
+    known, dense, counts = ids.unique(return_inverse=True, return_counts=True)
+    alone = known[counts == 1]
+    lonely = f"group {alone[0].item()} has one row" if alone.numel() else None
+    if num_groups is None:
+        return dense, known.shape[0], lonely
+    if known.numel() and not 0 <= int(known[0]) <= int(known[-1]) < num_groups:
+        raise ValueError(
+            f"group_advantages: group_ids must be in [0, {num_groups}), the num_groups given, got {int(known[0])} to "
+            f"{int(known[-1])}"
+        )
+    return ids.long().contiguous(), num_groups, lonely

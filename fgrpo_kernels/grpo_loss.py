@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import grpo_loss as gpu
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
-from fgrpo_kernels.objectives import Objective, PPOClip
+from fgrpo_kernels.objectives import Objective, PPOClip, device_form
 from fgrpo_kernels.results import GRPOLoss
 from fgrpo_kernels.rowwise import accumulation_dtype
-from fgrpo_kernels.token_logprobs import logprobs_of_rows
+from fgrpo_kernels.token_logprobs import logprobs_of_live_rows
 
 
 def grpo_loss(
@@ -96,13 +96,17 @@ def grpo_loss(
         entropy_coef=entropy_coef,
     )
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
-    if uses_triton(logits):
-        return gpu.grpo_loss(logits, targets.reshape(-1), terms, temperature, vocab_size)
-    rows, terms = terms.informative_rows()
-    targets_n = targets.reshape(-1)[rows]
-    check_targets("grpo_loss", targets_n, vocab_size)
-    logp_n, entropy_n = logprobs_of_rows(logits, targets_n, rows, temperature, vocab_size)
-    return GRPOLoss(terms.loss(logp_n, entropy_n), terms.metrics(logp_n, entropy_n))
+    targets_N = targets.reshape(-1)
+    form = device_form(objective)
+    if uses_triton(logits) and form is not None:
+        live_N = terms.informative_mask() if can_look_at(targets) else None
+        check_targets("grpo_loss", targets_N, vocab_size, live_N)
+        return gpu.grpo_loss(logits, targets_N, terms, form, temperature, vocab_size)
+    live_N = terms.informative_mask()
+    check_targets("grpo_loss", targets_N, vocab_size, live_N)
+    terms = terms.blanked(live_N)
+    logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
+    return GRPOLoss(terms.loss(logp_N, entropy_N), terms.metrics(logp_N, entropy_N))
 
 
 def real_vocab_size(op: str, vocab_size: int | None, columns: int) -> int:

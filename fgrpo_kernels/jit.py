@@ -34,4 +34,7 @@ else:
     # With TRITON_INTERPRET=1 (set before the first import of Triton) kernels run on CPU tensors, in Python.
     INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "jit", "tl"]
+# Of every launch: multiply-adds may be fused, which from version 3.10 on is no longer Triton's default.
+FUSED = {"enable_fp_fusion": True}
+
+__all__ = ["FUSED", "HAS_TRITON", "INTERPRETED", "jit", "tl"]

@@ -40,14 +40,14 @@ ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2,
 
 @jit
 def device_k1(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
-    """Triton form of k1 with `d = ref_logp - logp`: the estimate and its slope in logp."""
-    return -d, 1.0
+    """Triton form of k1 with `d = ref_logp - logp`: the estimate, its slope in logp, and that through the ratio."""
+    return -d, 1.0, 0.0
 
 
 @jit
 def device_k2(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
     """Triton form of k2."""
-    return 0.5 * d * d, -d
+    return 0.5 * d * d, -d, 0.0
 
 
 @jit
@@ -55,14 +55,14 @@ def device_k3(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tens
     """Triton form of k3."""
     bounded = tl.minimum(d, 80.0)
     # Past the bound k3 goes on with slope 0 of its exponential, as `k3` above.
-    return expm1_minus_x(bounded) - (d - bounded), -expm1(bounded)
+    return expm1_minus_x(bounded) - (d - bounded), -expm1(bounded), 0.0
 
 
 @jit
 def device_k3_is(d: tl.tensor, ratio: tl.tensor, ratio_slope: tl.tensor) -> tl.tensor:
     """Triton form of k3 times the ratio."""
-    value, slope = device_k3(d, ratio, ratio_slope)
-    return ratio * value, ratio_slope * value + ratio * slope
+    value, slope, _ = device_k3(d, ratio, ratio_slope)
+    return ratio * value, ratio * slope, ratio_slope * value
 
 
 DEVICE_ESTIMATORS = {"k1": device_k1, "k2": device_k2, "k3": device_k3, "k3_is": device_k3_is}

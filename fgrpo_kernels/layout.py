@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_rows
+from fgrpo_kernels.checks import can_look_at, check_rows
 from fgrpo_kernels.kl import ESTIMATORS, KL
 from fgrpo_kernels.objectives import Objective
 from fgrpo_kernels.policy_terms import PolicyTerms
@@ -50,23 +50,26 @@ def flatten_terms(
         if len(rows_shape) == 2 and x.shape == (rows_shape[0], 1):
             x = x.expand(rows_shape)
         check_rows(op, name, x, rows_shape)
-        return x.detach().reshape(-1).to(dtype)
+        return x.detach().reshape(-1).to(dtype).contiguous()
 
     def optional_per_row(name: str, x: Tensor | None) -> Tensor | None:
         return None if x is None else per_row(name, x)
 
     weights_N = per_row("weights", weights)
     ids_N, num_sequences, advantages_N = _sequences(op, rows_shape, advantages, sequence_ids, objective)
+    mask_N = None if mask is None else per_row("mask", mask)
+    if objective.sequence_level:
+        mask_N = (weights_N if mask_N is None else mask_N) != 0
     return PolicyTerms(
         advantages_N=per_row("advantages", advantages_N),
         weights_N=weights_N,
         policy_factor_N=optional_per_row("policy_factor", policy_factor),
         old_logp_N=optional_per_row("old_logp", old_logp),
         ref_logp_N=optional_per_row("ref_logp", ref_logp),
-        mask_N=weights_N != 0 if mask is None else per_row("mask", mask) != 0,
-        sequence_ids_N=ids_N if objective.sequence_level else None,
+        mask_N=mask_N if objective.sequence_level else None,
+        sequence_ids_N=ids_N,
         num_sequences=num_sequences,
-        total_weight=weights_N.sum(),
+        sequence_length=rows_shape[1] if len(rows_shape) == 2 else None,
         objective=objective,
         beta=beta,
         kl=kl,
@@ -77,8 +80,7 @@ def flatten_terms(
 def _sequences(
     op: str, rows_shape: torch.Size, advantages: Tensor, sequence_ids: Tensor | None, objective: Objective
 ) -> tuple[Tensor | None, int, Tensor]:
-    """Sequence of each row `[N]` (None if unknown), number of sequences, and advantages by row."""
-    device = advantages.device
+    """Sequence of each row `[N]` (None if nobody asks), a bound on the sequences, and advantages by row."""
     if len(rows_shape) == 2:
         if sequence_ids is not None:
             raise ValueError(
@@ -87,7 +89,8 @@ def _sequences(
         B, T = rows_shape
         if advantages.shape == (B,):
             advantages = advantages[:, None]
-        return torch.arange(B, device=device).repeat_interleave(T), B, advantages
+        ids_BT = torch.arange(B, device=advantages.device)[:, None].expand(B, T) if objective.sequence_level else None
+        return None if ids_BT is None else ids_BT.reshape(-1), B, advantages
 
     if sequence_ids is None:
         if objective.sequence_level:
@@ -96,13 +99,17 @@ def _sequences(
     check_rows(op, "sequence_ids", sequence_ids, rows_shape)
     if sequence_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{op}: sequence_ids must be integers, got {sequence_ids.dtype}")
-    lowest, highest = (int(x) for x in sequence_ids.aminmax()) if sequence_ids.numel() else (0, -1)
     by_sequence = advantages.shape != rows_shape
-    num_sequences = len(advantages) if by_sequence else highest + 1
-    if lowest < 0 or highest >= num_sequences or advantages.ndim != 1:
+    num_sequences = advantages.shape[0] if by_sequence and advantages.ndim == 1 else rows_shape[0]
+    found = "given"
+    if can_look_at(sequence_ids) and sequence_ids.numel() > 0:
+        lowest, highest = (int(x) for x in sequence_ids.aminmax())
+        found = f"{lowest} to {highest}" if lowest < 0 or highest >= num_sequences else found
+    if found != "given" or advantages.ndim != 1:
         raise ValueError(
-            f"{op}: sequence_ids are {lowest} to {highest} but advantages are {list(advantages.shape)}; expected one "
-            f"advantage per row, [{rows_shape[0]}], or one per sequence, [B] with ids in [0, B)"
+            f"{op}: sequence_ids are {found} but advantages are {list(advantages.shape)}; expected one advantage per "
+            f"row, [{rows_shape[0]}], or one per sequence, [B]; and ids in [0, {num_sequences})"
         )
     ids_N = sequence_ids.long()
-    return ids_N, num_sequences, advantages[ids_N] if by_sequence else advantages
+    advantages_N = advantages[ids_N] if by_sequence else advantages
+    return ids_N if objective.sequence_level else None, num_sequences, advantages_N

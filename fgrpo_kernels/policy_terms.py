@@ -24,7 +24,12 @@ class PolicyTerms:
     """N token rows with everything the loss needs but their logits.
 
     Vectors are `[N]`, of the accumulation dtype (float32, or float64 for float64 logits), without gradient.
-    `total_weight` is the sum of the weights before rows were left out.
+
+    Attributes:
+        mask_N, sequence_ids_N: bool and int64 `[N]` for a sequence-level objective, otherwise None.
+        num_sequences: ids are below it; with ids that cannot be looked at, N.
+        sequence_length: T in the padded layout, whose sequences are T consecutive rows each; otherwise None.
+        total_weight: sum of the weights before rows were left out; None as long as all are there.
     """
 
     advantages_N: Tensor
@@ -32,14 +37,15 @@ class PolicyTerms:
     policy_factor_N: Tensor | None
     old_logp_N: Tensor | None
     ref_logp_N: Tensor | None
-    mask_N: Tensor
+    mask_N: Tensor | None
     sequence_ids_N: Tensor | None
     num_sequences: int
-    total_weight: Tensor
+    sequence_length: int | None
     objective: Objective
     beta: float
     kl: KL
     entropy_coef: float
+    total_weight: Tensor | None = None
 
     def select(self, rows: Tensor | slice) -> PolicyTerms:
         """The terms of some rows, by index or slice."""
@@ -54,14 +60,15 @@ class PolicyTerms:
             policy_factor_N=pick(self.policy_factor_N),
             old_logp_N=pick(self.old_logp_N),
             ref_logp_N=pick(self.ref_logp_N),
-            mask_N=self.mask_N[rows],
+            mask_N=pick(self.mask_N),
             sequence_ids_N=pick(self.sequence_ids_N),
+            sequence_length=None,
         )
 
     def informative_rows(self) -> tuple[Tensor, PolicyTerms]:
         """Indices `[n]` of the rows that can change the loss or its gradient, in order, and their terms."""
         rows = self.informative_mask().nonzero().squeeze(1)
-        return rows, self.select(rows)._without_weightless_values()
+        return rows, replace(self.select(rows), total_weight=self.weights_N.sum())._without_weightless_values()
 
     def informative_mask(self) -> Tensor:
         """bool `[N]`: the rows that can change the loss or its gradient.
@@ -78,6 +85,7 @@ class PolicyTerms:
         if self.sequence_ids_N is not None:
             live_S = torch.zeros(self.num_sequences, dtype=torch.int32, device=policy_N.device)
             live_S = live_S.index_add(0, self.sequence_ids_N, informative_N.to(torch.int32))
+            assert self.mask_N is not None, "set together with the ids"
             informative_N = informative_N | (self.mask_N & (live_S[self.sequence_ids_N] > 0))
         return informative_N
 
@@ -97,7 +105,8 @@ class PolicyTerms:
             policy_factor_N=blank(self.policy_factor_N),
             old_logp_N=blank(self.old_logp_N),
             ref_logp_N=blank(self.ref_logp_N),
-            mask_N=self.mask_N & kept_N,
+            mask_N=None if self.mask_N is None else self.mask_N & kept_N,
+            total_weight=self.weights_N.sum(),
         )._without_weightless_values()
 
     def _without_weightless_values(self) -> PolicyTerms:
@@ -140,6 +149,7 @@ class PolicyTerms:
         counted_N = self.weights_N != 0
         tokens = self._tokens(logp_N)
         total = self.weights_N.sum()
+        whole = total if self.total_weight is None else self.total_weight
 
         def weighted_mean(x_N: Tensor) -> Tensor:
             return torch.where(total == 0, 0.0, torch.where(counted_N, self.weights_N * x_N, 0.0).sum() / total)
@@ -161,7 +171,7 @@ class PolicyTerms:
             "ratio/min": counted_log_ratios(torch.inf).min().exp(),
             "ratio/max": counted_log_ratios(-torch.inf).max().exp(),
             "entropy": weighted_mean(entropy_N),
-            "informative": torch.where(self.total_weight == 0, 0.0, total / self.total_weight),
+            "informative": torch.where(whole == 0, 0.0, total / whole),
         }
         if self.ref_logp_N is not None:
             metrics["kl"] = weighted_mean(k3(tokens.logp_N, self.ref_logp_N))

@@ -38,7 +38,7 @@ class RowStats(NamedTuple):
         dtype = accumulation_dtype(logits.dtype)
         return RowStats(*(torch.empty(num_rows, dtype=dtype, device=logits.device) for _ in RowStats._fields))
 
-    def store(self, rows: slice, part: RowStats) -> None:
+    def store(self, rows: Tensor | slice, part: RowStats) -> None:
         """Write the statistics of some of the rows."""
         for whole, values in zip(self, part, strict=True):
             whole[rows] = values

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import token_logprobs as gpu
 from fgrpo_kernels.results import TokenLogprobs
-from fgrpo_kernels.rowwise import RowStats, logits_gradient_, row_stats, rows_with_gradient, slices
+from fgrpo_kernels.rowwise import RowStats, accumulation_dtype
 
 
 def token_logprobs(
@@ -40,81 +41,138 @@ def token_logprobs(
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])
     check_positive("token_logprobs", "temperature", temperature)
-    targets_N = targets.reshape(-1)
-    if uses_triton(logits):
-        outputs = gpu.logprobs_of_live_rows(logits, targets_N, None, temperature, logits.shape[-1], inplace_backward)
-    else:
-        rows = torch.arange(targets.numel(), device=logits.device)
-        outputs = logprobs_of_rows(logits, targets_N, rows, temperature, logits.shape[-1], inplace_backward)
+    outputs = logprobs_of_live_rows(logits, targets.reshape(-1), None, temperature, logits.shape[-1], inplace_backward)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 
-def logprobs_of_rows(
+def logprobs_of_live_rows(
     logits: Tensor,
-    targets_n: Tensor,
-    rows_n: Tensor,
+    targets_N: Tensor,
+    live_N: Tensor | None,
     temperature: float,
     vocab_size: int,
     inplace_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """logp and entropy `[n]` of some rows of `logits` `[..., V]` over its first `vocab_size` columns. Not checked.
+    """logp and entropy `[N]` of the rows of `logits` over its first `vocab_size` columns; 0 where not live."""
+    outputs = token_logprobs_forward(logits, targets_N, live_N, temperature, vocab_size, inplace_backward)
+    return outputs[0], outputs[1]
 
-    `rows_n` are distinct indices into the flattened leading dimensions, `targets_n` the targets of those rows.
+
+@torch.library.custom_op("fgrpo::token_logprobs", mutates_args=())
+def token_logprobs_forward(
+    logits: Tensor,
+    targets_N: Tensor,
+    live_N: Tensor | None,
+    temperature: float,
+    vocab_size: int,
+    inplace_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`(logp, entropy, peak, log_sum)`, each `[N]`; differentiable in the first two.
+
+    The log of a row's sum of exponentials is `peak / temperature + log_sum` from the kernel, which keeps the two apart
+    for their digits; the PyTorch path gives the whole of it as log_sum.
     """
-    logp_n, entropy_n = _TokenLogprobs.apply(logits, targets_n, rows_n, temperature, vocab_size, inplace_backward)
-    return logp_n, entropy_n
+    if uses_triton(logits):
+        outputs = _four_vectors(logits, targets_N)
+        gpu.launch_forward(logits, targets_N, live_N, temperature, vocab_size, outputs)
+        return outputs
+    stats = chunked_forward(logits, targets_N, live_N, temperature, vocab_size)
+    return stats.logp_n, stats.entropy_n, torch.zeros_like(stats.lse_n), stats.lse_n
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """Goes through the rows a slice at a time, and saves nothing of the logits' size but the logits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        targets_n: Tensor,
-        rows_n: Tensor,
-        temperature: float,
-        vocab_size: int,
-        inplace_backward: bool,
-    ) -> tuple[Tensor, Tensor]:
-        stats = RowStats.empty(len(rows_n), logits)
-        for block in slices(len(rows_n), logits):
-            logits_nV = logits[_index(rows_n[block], logits, vocab_size)]
-            stats.store(block, row_stats(logits_nV, targets_n[block], temperature))
-        ctx.save_for_backward(logits, targets_n, rows_n, *stats)
-        ctx.temperature, ctx.vocab_size, ctx.inplace_backward = temperature, vocab_size, inplace_backward
-        ctx.set_materialize_grads(False)
-        return stats.logp_n, stats.entropy_n
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets_n, rows_n, *saved = ctx.saved_tensors
-        stats = RowStats(*saved)
-        kept, grad_logp_n, grad_entropy_n = rows_with_gradient(stats, grad_logp_n, grad_entropy_n)
-        if ctx.inplace_backward:
-            # detach shares the version counter: a second backward finds the saved logits changed, and raises.
-            grad_logits = logits.detach()
-            left_out = torch.ones(logits.shape[:-1].numel(), dtype=torch.bool, device=logits.device)
-            left_out[rows_n[kept]] = False
-            grad_logits[left_out.view(logits.shape[:-1])] = 0
-        else:
-            grad_logits = torch.zeros_like(logits)
-        for block in slices(len(kept), logits):
-            n = kept[block]
-            index = _index(rows_n[n], logits, ctx.vocab_size)
-            grad_logits[index] = logits_gradient_(
-                logits[index],
-                targets_n[n],
-                stats.select(n),
-                ctx.temperature,
-                grad_logp_n[n],
-                None if grad_entropy_n is None else grad_entropy_n[n],
-            )
-        return grad_logits, None, None, None, None, None
+@token_logprobs_forward.register_fake
+def _(logits: Tensor, targets_N: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _four_vectors(logits, targets_N)
 
 
-def _index(rows_n: Tensor, logits: Tensor, vocab_size: int) -> tuple[Tensor | slice, ...]:
-    """Rows of the flattened leading dimensions as an index into the (perhaps strided) logits."""
-    return (*torch.unravel_index(rows_n, logits.shape[:-1]), slice(vocab_size))
+def _four_vectors(logits: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(logits.dtype)
+    a, b, c, d = (torch.empty(targets_N.numel(), dtype=dtype, device=logits.device) for _ in range(4))
+    return a, b, c, d
+
+
+@torch.library.custom_op("fgrpo::token_logprobs_backward_", mutates_args={"grad_logits"})
+def token_logprobs_backward_(
+    grad_logits: Tensor,
+    logits: Tensor,
+    targets_N: Tensor,
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    peak_N: Tensor,
+    log_sum_N: Tensor,
+    grad_logp_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    temperature: float,
+    vocab_size: int,
+) -> None:
+    """Write the logits' gradient to `grad_logits`, which is contiguous."""
+    saved = (logp_N, entropy_N, peak_N, log_sum_N)
+    _backward_to(grad_logits, logits, targets_N, saved, grad_logp_N, grad_entropy_N, temperature, vocab_size)
+
+
+@torch.library.custom_op("fgrpo::token_logprobs_backward_inplace", mutates_args={"logits"})
+def token_logprobs_backward_inplace(
+    logits: Tensor,
+    targets_N: Tensor,
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    peak_N: Tensor,
+    log_sum_N: Tensor,
+    grad_logp_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    temperature: float,
+    vocab_size: int,
+) -> None:
+    """Overwrite the logits with their gradient."""
+    saved = (logp_N, entropy_N, peak_N, log_sum_N)
+    _backward_to(logits, logits, targets_N, saved, grad_logp_N, grad_entropy_N, temperature, vocab_size)
+
+
+@token_logprobs_backward_.register_fake
+@token_logprobs_backward_inplace.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+def _backward_to(
+    grad_logits: Tensor,
+    logits: Tensor,
+    targets_N: Tensor,
+    saved: gpu.FourVectors,
+    grad_logp_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    temperature: float,
+    vocab_size: int,
+) -> None:
+    incoming = (grad_logp_N, grad_entropy_N, temperature, vocab_size)
+    if uses_triton(logits):
+        gpu.launch_backward(logits, grad_logits, targets_N, saved, *incoming)
+    else:
+        logp_N, entropy_N, _, lse_N = saved
+        chunked_backward_(grad_logits, logits, targets_N, RowStats(lse_N, logp_N, entropy_N), *incoming)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets_N, _, ctx.temperature, ctx.vocab_size, ctx.inplace = inputs
+    ctx.save_for_backward(logits, targets_N, *output)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(
+    ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    logits, *others = ctx.saved_tensors
+    arguments = (logits, *others, grad_logp_N, grad_entropy_N, ctx.temperature, ctx.vocab_size)
+    if ctx.inplace and not torch.compiler.is_compiling():
+        # detach shares the version counter: a second backward finds the saved logits changed, and raises.
+        grad_logits = logits.detach()
+        token_logprobs_backward_inplace(grad_logits, *arguments[1:])
+    else:
+        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        token_logprobs_backward_(grad_logits, *arguments)
+    return grad_logits, None, None, None, None, None
+
+
+token_logprobs_forward.register_autograd(_backward, setup_context=_save)

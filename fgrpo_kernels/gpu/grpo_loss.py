@@ -2,7 +2,7 @@
 
 Token-level objectives take one kernel over the rows, which reads a row (first pass: softmax statistics), knows the
 row's share of the loss and of the gradient, reads the row again while it is still in cache and writes its gradient;
-then one small kernel that sums the rows' terms. Sequence-level ones take three passes: statistics, arithmetic on
+then two small kernels that sum the rows' terms. Sequence-level ones take three passes: statistics, arithmetic on
 `[N]` vectors, gradient.
 
 N rows   V columns
@@ -16,76 +16,49 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fgrpo_kernels.checks import can_look_at, check_targets
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms, sum_terms_kernel
+from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms
+from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, live_rows, named_metrics, policy_terms, sequences_of
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
-from fgrpo_kernels.gpu.token_logprobs import logprobs_of_live_rows, rows_of
-from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.gpu.token_logprobs import rows_of
+from fgrpo_kernels.jit import FUSED, jit, tl
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
 from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
-
-METRICS = (
-    "clip_ratio/low",
-    "clip_ratio/high",
-    "ratio/mean",
-    "ratio/min",
-    "ratio/max",
-    "entropy",
-    "informative",
-    "kl",
-)
+from fgrpo_kernels.token_logprobs import logprobs_of_live_rows
 
 
-def grpo_loss(logits: Tensor, targets_N: Tensor, terms: PolicyTerms, temperature: float, vocab_size: int) -> GRPOLoss:
-    """`fgrpo_kernels.grpo_loss` after its checks."""
-    if can_look_at(targets_N):
-        check_targets("grpo_loss", targets_N[terms.informative_mask()], vocab_size)
-    # The single pass rounds the gradient before the incoming gradient, such as a loss scale, is known: in float16
-    # small ones would be lost.
-    form = None if terms.objective.sequence_level or logits.dtype == torch.float16 else _device_form(terms)
-    if form is not None:
-        return _in_one_pass(logits, targets_N, terms, form, temperature, vocab_size)
-    live_N = terms.informative_mask()
-    terms = terms.blanked(live_N)
-    logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
-    return GRPOLoss(terms.loss(logp_N, entropy_N), terms.metrics(logp_N, entropy_N))
-
-
-def _device_form(terms: PolicyTerms) -> DeviceForm | None:
-    device_form = getattr(terms.objective, "device_form", None)
-    return None if device_form is None else device_form()
-
-
-def _in_one_pass(
+def grpo_loss(
     logits: Tensor, targets_N: Tensor, terms: PolicyTerms, form: DeviceForm, temperature: float, vocab_size: int
 ) -> GRPOLoss:
-    op = grpo_loss_tokens if torch.compiler.is_compiling() else _GRPOLossTokens.apply
-    loss, metrics = op(
-        logits,
-        targets_N,
-        terms.advantages_N,
-        terms.weights_N,
-        terms.policy_factor_N,
-        terms.old_logp_N,
-        terms.ref_logp_N,
-        form.name,
-        [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters)),
-        terms.beta,
-        terms.kl,
-        terms.entropy_coef,
-        temperature,
-        vocab_size,
-        torch.is_grad_enabled() and logits.requires_grad,
-    )[:2]
-    named = dict(zip(METRICS, metrics.unbind(), strict=True))
-    if terms.ref_logp_N is None:
-        del named["kl"]
-    return GRPOLoss(loss, named)
+    """`fgrpo_kernels.grpo_loss` after its checks, for objectives with a Triton form."""
+    sequences = sequences_of(terms)
+    vectors = (
+        terms.advantages_N, terms.weights_N, terms.policy_factor_N, terms.old_logp_N, terms.ref_logp_N
+    )  # fmt: skip
+    parameters = [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters))
+    with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    # The single pass rounds the gradient before the incoming gradient, such as a loss scale, is known: in float16
+    # small ones would be lost.
+    if not terms.objective.sequence_level and logits.dtype != torch.float16:
+        op = grpo_loss_tokens if torch.compiler.is_compiling() else _GRPOLossTokens.apply
+        loss, metrics = op(
+            logits, targets_N, *vectors, form.name, parameters, terms.beta, terms.kl, terms.entropy_coef,
+            temperature, vocab_size, with_gradient,
+        )[:2]  # fmt: skip
+        return GRPOLoss(loss, named_metrics(metrics, terms))
+
+    all_weighted = terms.beta != 0 or terms.entropy_coef != 0
+    live_N = live_rows(*vectors[:3], terms.mask_N, *sequences, all_weighted)
+    logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
+    loss, metrics, _, _ = policy_terms(
+        logp_N, entropy_N, live_N, terms.mask_N, *sequences, *vectors, form.name, parameters,
+        terms.objective.sequence_level, terms.beta, terms.kl, terms.entropy_coef, with_gradient,
+    )  # fmt: skip
+    return GRPOLoss(loss, named_metrics(metrics, terms))
 
 
 @jit(do_not_specialize=["T", "a", "b", "c", "d", "beta", "entropy_coef"])
@@ -124,7 +97,8 @@ def grpo_loss_kernel(
     """Program n: logp and entropy of row n, and its gradient unless `grad_ptr` is None; nothing is read of a row that
     is not informative."""
     row = tl.program_id(0).to(tl.int64)
-    terms = load_terms(row, True, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, KL, HAS_ENTROPY)
+    ALL_WEIGHTED: tl.constexpr = (KL is not None) or HAS_ENTROPY
+    terms = load_terms(row, True, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, ALL_WEIGHTED)
     live, advantage, weight, factor, old, ref = terms
     logp, entropy = 0.0, 0.0
     if live:
@@ -134,9 +108,10 @@ def grpo_loss_kernel(
         if grad_ptr is not None:
             if old_ptr is None:
                 old = logp
-            _, slope, _, _, _, _ = row_terms(
-                logp, entropy, old, ref, advantage, factor, a, b, c, d, beta, entropy_coef, OBJECTIVE, KL, HAS_ENTROPY
-            )
+            _, own, shared, _, _, _, _ = row_terms(
+                logp, entropy, old, ref, logp - old, advantage, factor, a, b, c, d, beta, entropy_coef,
+                OBJECTIVE, False, KL, HAS_ENTROPY,
+            )  # fmt: skip
             write_row_gradient(
                 row_ptr,
                 grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t),
@@ -147,7 +122,7 @@ def grpo_loss_kernel(
                 log_sum,
                 logp,
                 entropy,
-                weight * slope,
+                weight * (own + shared),
                 -weight * entropy_coef,
                 inv_temperature,
                 HAS_ENTROPY,
@@ -185,30 +160,26 @@ def grpo_loss_tokens(
     Vectors are `[N]` float32. Only the loss is differentiable.
     """
     gradient = _empty_gradient(logits, with_gradient)
-    sums = torch.empty(1 + len(METRICS), dtype=torch.float32, device=logits.device)
     N = targets_N.numel()
     logp_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(2))
-    vectors = [None if x is None else x.contiguous() for x in (advantages_N, weights_N, policy_factor_N)]
-    logprobs = [None if x is None else x.contiguous() for x in (old_logp_N, ref_logp_N)]
-    numbers = (*parameters, beta, entropy_coef)
-    flags = {
-        "OBJECTIVE": DEVICE_FUNCTIONS[objective],
-        "KL": DEVICE_ESTIMATORS[kl] if beta != 0 else None,
-        "HAS_ENTROPY": entropy_coef != 0,
-    }
-    with device_of(logits):
-        if N > 0:
-            x = rows_of(logits)
-            grads = rows_of(gradient)[:3] if with_gradient else (None, 0, 0)
+    vectors = (advantages_N, weights_N, policy_factor_N, old_logp_N, ref_logp_N)
+    if N > 0:
+        x = rows_of(logits)
+        grads = rows_of(gradient)[:3] if with_gradient else (None, 0, 0)
+        with device_of(logits):
             grpo_loss_kernel[(N,)](
-                *x[:3], *grads, x.T, targets_N.contiguous(), *vectors, *logprobs, logp_N, entropy_N,
-                vocab_size, logits.shape[-1], 1.0 / temperature, *numbers,
-                **flags, **tile_for(logits, vocab_size, read_twice=True).arguments(),
+                *x[:3], *grads, x.T, targets_N.contiguous(), *vectors, logp_N, entropy_N,
+                vocab_size, logits.shape[-1], 1.0 / temperature, *parameters, beta, entropy_coef,
+                OBJECTIVE=DEVICE_FUNCTIONS[objective],
+                KL=DEVICE_ESTIMATORS[kl] if beta != 0 else None,
+                HAS_ENTROPY=entropy_coef != 0,
+                **tile_for(logits, vocab_size, read_twice=True).arguments(),
             )  # fmt: skip
-        sum_terms_kernel[(1,)](
-            sums, logp_N, entropy_N, *vectors, *logprobs, N, *numbers, **flags, BLOCK=1024, num_warps=8
-        )
-    return sums[0].clone(), sums[1:].clone(), gradient
+    blocks = (None, None, BLOCK, -(-N // BLOCK))
+    loss, metrics, _, _ = policy_terms(
+        logp_N, entropy_N, None, None, *blocks, *vectors, objective, parameters, False, beta, kl, entropy_coef, False
+    )
+    return loss, metrics, gradient
 
 
 @grpo_loss_tokens.register_fake
@@ -244,7 +215,7 @@ def scale_(x: Tensor, factor: Tensor) -> None:
     if x.numel() > 0:
         programs = min(1024, -(-x.numel() // 4096))
         with device_of(x):
-            scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8)
+            scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8, **FUSED)
 
 
 @scale_.register_fake

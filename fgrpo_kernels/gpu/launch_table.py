@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.jit import FUSED
+
 ACCESS_BYTES = 16
 
 # Columns up to: (warps of 32 threads, parts).
@@ -38,7 +40,8 @@ class RowTile(NamedTuple):
 
     def arguments(self) -> dict[str, int]:
         """As keyword arguments of a kernel launch."""
-        return {"PARTS": self.parts, "THREADS": self.threads, "VECTOR": self.vector, "num_warps": self.num_warps}
+        tile = {"PARTS": self.parts, "THREADS": self.threads, "VECTOR": self.vector}
+        return tile | {"num_warps": self.num_warps} | FUSED
 
 
 def row_tile(vocab: int, itemsize: int, architecture: str, *, read_twice: bool = False) -> RowTile:

@@ -5,7 +5,7 @@ The device form of `fgrpo_kernels.policy_terms`, which says what the terms and t
 
 from __future__ import annotations
 
-from fgrpo_kernels.gpu.numerics import exp, expm1, expm1_minus_x
+from fgrpo_kernels.gpu.numerics import exp, expm1
 from fgrpo_kernels.jit import jit, tl
 
 
@@ -18,10 +18,12 @@ def load_terms(
     factor_ptr: tl.tensor,
     old_ptr: tl.tensor,
     ref_ptr: tl.tensor,
-    KL: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
+    ALL_WEIGHTED: tl.constexpr,
 ) -> tl.tensor:
-    """`(live, advantage, weight, factor, old, ref)` of rows; what does not count of a row is 0, whatever is stored."""
+    """`(live, advantage, weight, factor, old, ref)` of rows; what does not count of a row is 0, whatever is stored.
+
+    Live are the rows with a weight, and unless ALL_WEIGHTED only those with a policy term too.
+    """
     weight = tl.load(weights_ptr + row, mask=exists, other=0.0)
     weighted = weight != 0
     advantage = tl.load(advantages_ptr + row, mask=weighted, other=0.0)
@@ -30,11 +32,7 @@ def load_terms(
     if factor_ptr is not None:
         factor = tl.load(factor_ptr + row, mask=weighted, other=0.0)
         policy = policy & (factor != 0)
-    live = policy
-    if HAS_ENTROPY:
-        live = weighted
-    if KL is not None:
-        live = weighted
+    live = weighted if ALL_WEIGHTED else policy
     old = 0.0
     if old_ptr is not None:
         old = tl.load(old_ptr + row, mask=live, other=0.0)
@@ -50,6 +48,7 @@ def row_terms(
     entropy: tl.tensor,
     old: tl.tensor,
     ref: tl.tensor,
+    gathered: tl.tensor,
     advantage: tl.tensor,
     factor: tl.tensor,
     a: tl.tensor,
@@ -59,100 +58,54 @@ def row_terms(
     beta: tl.tensor,
     entropy_coef: tl.tensor,
     OBJECTIVE: tl.constexpr,
+    OWN_RATIO: tl.constexpr,
     KL: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
 ) -> tl.tensor:
-    """`(term, slope of the term in logp, low, high, ratio, ratio - 1)` of rows, before their weights."""
+    """`(term, slope in logp, slope in what is gathered, low, high, ratio, ratio - 1)` of rows, before their weights.
+
+    `gathered` is what the objective gathers over a row's sequence; token by token, the row's log-ratio.
+    """
     log_ratio = logp - old
-    policy, slope, low, high = OBJECTIVE(logp, log_ratio, advantage, a, b, c, d)
-    term = factor * policy
-    slope = factor * slope
+    policy, own, shared, low, high = OBJECTIVE(logp, log_ratio, gathered, advantage, a, b, c, d)
+    term, own, shared = factor * policy, factor * own, factor * shared
+    log_ratio = log_ratio if OWN_RATIO else gathered
     bounded = tl.minimum(log_ratio, 80.0)
     ratio = exp(bounded)
     if KL is not None:
-        kl, kl_slope = KL(ref - logp, ratio, tl.where(log_ratio <= 80.0, ratio, 0.0))
+        kl, kl_slope, kl_ratio_slope = KL(ref - logp, ratio, tl.where(log_ratio <= 80.0, ratio, 0.0))
         term += beta * kl
-        slope += beta * kl_slope
+        own += beta * kl_slope
+        if OWN_RATIO:
+            own += beta * kl_ratio_slope
+        else:
+            shared += beta * kl_ratio_slope
     if HAS_ENTROPY:
         term -= entropy_coef * entropy
     # Minimum and maximum drop a NaN, which must not hide here.
-    broken = logp != logp
-    return tl.where(broken, logp, term), tl.where(broken, logp, slope), low, high, ratio, expm1(bounded)
+    nan = logp + gathered
+    broken = nan != nan
+    own, shared = tl.where(broken, nan, own), tl.where(broken, nan, shared)
+    return tl.where(broken, nan, term), own, shared, low, high, ratio, expm1(bounded)
 
 
-@jit(do_not_specialize=["N", "a", "b", "c", "d", "beta", "entropy_coef"])
-def sum_terms_kernel(
-    out_ptr: tl.tensor,
-    logp_ptr: tl.tensor,
-    entropy_ptr: tl.tensor,
-    advantages_ptr: tl.tensor,
-    weights_ptr: tl.tensor,
-    factor_ptr: tl.tensor,
-    old_ptr: tl.tensor,
-    ref_ptr: tl.tensor,
-    N: tl.tensor,
-    a: tl.tensor,
-    b: tl.tensor,
-    c: tl.tensor,
-    d: tl.tensor,
-    beta: tl.tensor,
-    entropy_coef: tl.tensor,
-    OBJECTIVE: tl.constexpr,
-    KL: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """One program: the loss and the metrics, in the order of `grpo_loss.METRICS`, from the rows' logp and entropy.
+@jit
+def next_rows(first: tl.tensor, end: tl.tensor, order_ptr: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
+    """`(rows, which of them exist)` of a sequence's members `first` to `first + BLOCK`; `order` lists rows by sequence,
+    None if they are that already."""
+    member = first + tl.arange(0, BLOCK).to(tl.int64)
+    exists = member < end
+    row = member
+    if order_ptr is not None:
+        row = tl.load(order_ptr + member, mask=exists, other=0)
+    return row, exists
 
-    One program adds in one order: the same bits every time. It reads about 30 bytes a row, next to the rows' logits
-    nothing.
-    """
-    loss_sum = tl.zeros([BLOCK], tl.float32)
-    weight_sum = tl.zeros([BLOCK], tl.float32)
-    live_sum = tl.zeros([BLOCK], tl.float32)
-    low_sum = tl.zeros([BLOCK], tl.float32)
-    high_sum = tl.zeros([BLOCK], tl.float32)
-    ratio_sum = tl.zeros([BLOCK], tl.float32)
-    entropy_sum = tl.zeros([BLOCK], tl.float32)
-    kl_sum = tl.zeros([BLOCK], tl.float32)
-    smallest = tl.full([BLOCK], float("inf"), tl.float32)
-    largest = tl.full([BLOCK], float("-inf"), tl.float32)
-    for start in range(0, N, BLOCK):
-        row = start + tl.arange(0, BLOCK).to(tl.int64)
-        exists = row < N
-        terms = load_terms(row, exists, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, KL, HAS_ENTROPY)
-        live, advantage, weight, factor, old, ref = terms
-        logp = tl.load(logp_ptr + row, mask=live, other=0.0)
-        entropy = tl.load(entropy_ptr + row, mask=live, other=0.0)
-        if old_ptr is None:
-            old = logp
-        term, _, low, high, ratio, ratio_less_1 = row_terms(
-            logp, entropy, old, ref, advantage, factor, a, b, c, d, beta, entropy_coef, OBJECTIVE, KL, HAS_ENTROPY
-        )
-        weight_sum += weight
-        weight = tl.where(live, weight, 0.0)
-        live_sum += weight
-        loss_sum += tl.where(live, weight * term, 0.0)
-        low_sum += tl.where(live & low, weight, 0.0)
-        high_sum += tl.where(live & high, weight, 0.0)
-        ratio_sum += weight * ratio_less_1
-        entropy_sum += weight * entropy
-        if ref_ptr is not None:
-            kl_sum += weight * expm1_minus_x(tl.minimum(ref - logp, 80.0))
-        smallest = tl.minimum(smallest, tl.where(live, ratio, float("inf")))
-        largest = tl.maximum(largest, tl.where(live, ratio, float("-inf")))
-    lowest_ratio, highest_ratio = tl.min(smallest, 0), tl.max(largest, 0)
-    none = highest_ratio < lowest_ratio  # no informative row
-    total = tl.sum(live_sum, 0)
-    divisor = tl.where(total == 0, 1.0, total)
-    whole = tl.sum(weight_sum, 0)
-    share = tl.where(total == 0, 0.0, 1.0)
-    tl.store(out_ptr, tl.sum(loss_sum, 0))
-    tl.store(out_ptr + 1, share * tl.sum(low_sum, 0) / divisor)
-    tl.store(out_ptr + 2, share * tl.sum(high_sum, 0) / divisor)
-    tl.store(out_ptr + 3, 1 + share * tl.sum(ratio_sum, 0) / divisor)
-    tl.store(out_ptr + 4, tl.where(none, 1.0, lowest_ratio))
-    tl.store(out_ptr + 5, tl.where(none, 1.0, highest_ratio))
-    tl.store(out_ptr + 6, share * tl.sum(entropy_sum, 0) / divisor)
-    tl.store(out_ptr + 7, tl.where(whole == 0, 0.0, total / tl.where(whole == 0, 1.0, whole)))
-    tl.store(out_ptr + 8, share * tl.sum(kl_sum, 0) / divisor)
+
+@jit
+def sequence_bounds(sequence: tl.tensor, starts_ptr: tl.tensor, length: tl.tensor, N: tl.tensor) -> tl.tensor:
+    """First member of a sequence and the one after its last; without `starts`, all have `length`, but for the end."""
+    start = sequence * length
+    end = tl.minimum(start + length, N)
+    if starts_ptr is not None:
+        start, end = tl.load(starts_ptr + sequence), tl.load(starts_ptr + sequence + 1)
+    return start, end

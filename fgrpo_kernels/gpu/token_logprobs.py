@@ -5,15 +5,16 @@ N rows, of any strided leading dimensions that fold into two   V columns
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
 from fgrpo_kernels.jit import jit, tl
+
+FourVectors = tuple[Tensor, Tensor, Tensor, Tensor]  # logp, entropy, peak, log_sum: each [N] float32
 
 # T changes with every batch: a kernel compiled for one T must serve them all.
 UNSPECIALISED = ["T"]
@@ -128,146 +129,42 @@ def rows_of(x: Tensor) -> Rows:
     return Rows(x, x.stride(0), x.stride(1), max(1, x.shape[1]))
 
 
-def logprobs_of_live_rows(
-    logits: Tensor,
-    targets_N: Tensor,
-    live_N: Tensor | None,
-    temperature: float,
-    vocab_size: int,
-    inplace_backward: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """logp and entropy `[N]` of the rows of `logits` over its first `vocab_size` columns; 0 where not live."""
-    logp_N, entropy_N, _, _ = token_logprobs_forward(
-        logits, targets_N, live_N, temperature, vocab_size, inplace_backward
-    )
-    return logp_N, entropy_N
-
-
-@torch.library.custom_op("fgrpo::token_logprobs", mutates_args=())
-def token_logprobs_forward(
-    logits: Tensor,
-    targets_N: Tensor,
-    live_N: Tensor | None,
-    temperature: float,
-    vocab_size: int,
-    inplace_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`(logp, entropy, peak, log_sum)`, each `[N]` float32; differentiable in the first two. See `row_statistics`."""
-    outputs = _four_vectors(logits, targets_N)
-    if targets_N.numel() > 0:
-        x = rows_of(logits)
-        with device_of(logits):
-            token_logprobs_kernel[(targets_N.numel(),)](
-                *x, targets_N.contiguous(), live_N, *outputs, vocab_size, 1.0 / temperature,
-                **tile_for(logits, vocab_size).arguments(),
-            )  # fmt: skip
-    return outputs
-
-
-@token_logprobs_forward.register_fake
-def _(logits: Tensor, targets_N: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _four_vectors(logits, targets_N)
-
-
-def _four_vectors(logits: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d = (torch.empty(targets_N.numel(), dtype=torch.float32, device=logits.device) for _ in range(4))
-    return a, b, c, d
-
-
-@torch.library.custom_op("fgrpo::token_logprobs_backward_", mutates_args={"grad_logits"})
-def token_logprobs_backward_(
-    grad_logits: Tensor,
-    logits: Tensor,
-    targets_N: Tensor,
-    logp_N: Tensor,
-    entropy_N: Tensor,
-    peak_N: Tensor,
-    log_sum_N: Tensor,
-    grad_logp_N: Tensor | None,
-    grad_entropy_N: Tensor | None,
-    temperature: float,
-    vocab_size: int,
+def launch_forward(
+    logits: Tensor, targets_N: Tensor, live_N: Tensor | None, temperature: float, vocab_size: int, out: FourVectors
 ) -> None:
-    """Write the logits' gradient to `grad_logits`, which is contiguous."""
-    _launch_backward(
-        rows_of(logits), rows_of(grad_logits), targets_N, (logp_N, entropy_N, peak_N, log_sum_N),
-        grad_logp_N, grad_entropy_N, temperature, vocab_size,
-    )  # fmt: skip
-
-
-@token_logprobs_backward_.register_fake
-def _(*_: Any) -> None:
-    return None
-
-
-@torch.library.custom_op("fgrpo::token_logprobs_backward_inplace", mutates_args={"logits"})
-def token_logprobs_backward_inplace(
-    logits: Tensor,
-    targets_N: Tensor,
-    logp_N: Tensor,
-    entropy_N: Tensor,
-    peak_N: Tensor,
-    log_sum_N: Tensor,
-    grad_logp_N: Tensor | None,
-    grad_entropy_N: Tensor | None,
-    temperature: float,
-    vocab_size: int,
-) -> None:
-    """Overwrite the logits with their gradient."""
-    x = rows_of(logits)
-    _launch_backward(
-        x, x, targets_N, (logp_N, entropy_N, peak_N, log_sum_N), grad_logp_N, grad_entropy_N, temperature, vocab_size
-    )
-    if x.tensor.data_ptr() != logits.data_ptr():  # strides that do not fold into rows: it was a copy
-        logits.copy_(x.tensor.view(logits.shape))
-
-
-@token_logprobs_backward_inplace.register_fake
-def _(*_: Any) -> None:
-    return None
-
-
-def _launch_backward(
-    x: Rows,
-    grads: Rows,
-    targets_N: Tensor,
-    saved: tuple[Tensor, ...],
-    grad_logp_N: Tensor | None,
-    grad_entropy_N: Tensor | None,
-    temperature: float,
-    vocab_size: int,
-) -> None:
+    """Write logp, entropy, peak and log_sum of each row; see `row_statistics`."""
     if targets_N.numel() == 0:
         return
-    incoming = [None if x_N is None else x_N.contiguous() for x_N in (grad_logp_N, grad_entropy_N)]
-    with device_of(x.tensor):
-        token_logprobs_backward_kernel[(targets_N.numel(),)](
-            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *saved, *incoming,
-            vocab_size, x.tensor.shape[-1], 1.0 / temperature,
-            **tile_for(x.tensor, vocab_size).arguments(),
+    x = rows_of(logits)
+    with device_of(logits):
+        token_logprobs_kernel[(targets_N.numel(),)](
+            *x, targets_N.contiguous(), live_N, *out, vocab_size, 1.0 / temperature,
+            **tile_for(logits, vocab_size).arguments(),
         )  # fmt: skip
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets_N, _, ctx.temperature, ctx.vocab_size, ctx.inplace = inputs
-    ctx.save_for_backward(logits, targets_N, *output)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(
-    ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
-) -> tuple[Tensor | None, ...]:
-    logits, *others = ctx.saved_tensors
-    arguments = (logits, *others, grad_logp_N, grad_entropy_N, ctx.temperature, ctx.vocab_size)
-    if ctx.inplace and not torch.compiler.is_compiling():
-        # detach shares the version counter: a second backward finds the saved logits changed, and raises.
-        grad_logits = logits.detach()
-        token_logprobs_backward_inplace(grad_logits, *arguments[1:])
-    else:
-        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        token_logprobs_backward_(grad_logits, *arguments)
-    return grad_logits, None, None, None, None, None
-
-
-token_logprobs_forward.register_autograd(_backward, setup_context=_save)
+def launch_backward(
+    logits: Tensor,
+    grad_logits: Tensor,
+    targets_N: Tensor,
+    saved: FourVectors,
+    grad_logp_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    temperature: float,
+    vocab_size: int,
+) -> None:
+    """Write the gradient to `grad_logits`, which is contiguous, or the logits themselves."""
+    if targets_N.numel() == 0:
+        return
+    x = rows_of(logits)
+    in_place = grad_logits.data_ptr() == logits.data_ptr()
+    grads = x if in_place else rows_of(grad_logits)
+    incoming = [None if x_N is None else x_N.contiguous() for x_N in (grad_logp_N, grad_entropy_N)]
+    with device_of(logits):
+        token_logprobs_backward_kernel[(targets_N.numel(),)](
+            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *saved, *incoming,
+            vocab_size, logits.shape[-1], 1.0 / temperature,
+            **tile_for(logits, vocab_size).arguments(),
+        )  # fmt: skip
+    if in_place and x.tensor.data_ptr() != logits.data_ptr():  # strides that do not fold into rows: it was a copy
+        grad_logits.copy_(x.tensor.view(logits.shape))

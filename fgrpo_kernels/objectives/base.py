@@ -6,7 +6,7 @@ N token rows   S sequences
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,18 +27,44 @@ def bounded_exp(x: Tensor) -> Tensor:
 
 
 class DeviceForm(NamedTuple):
-    """The Triton form of an objective that works token by token.
+    """The Triton form of an objective.
 
     Attributes:
         name: key in `fgrpo_kernels.objectives.DEVICE_FUNCTIONS` of a device function
-            `(logp, log_ratio, advantage, a, b, c, d) -> (l, dl_dlogp, low, high)`, where
-            `log_ratio = logp - old_logp` and the last two say whether the objective cuts the gradient off below
-            and above. It is called for scalars of a row and for blocks of rows alike.
+            `(logp, own_log_ratio, gathered, advantage, a, b, c, d) -> (l, slope, shared_slope, low, high)`.
+            `own_log_ratio` is `logp - old_logp`; `gathered` what the objective gathers over the row's sequence, or,
+            token by token, again the row's own log-ratio. The slopes are those of `l` in logp with `gathered` held
+            fixed, and in `gathered`; the last two say whether the objective cuts the gradient off below and above.
+            It is called for scalars of a row and for blocks of rows alike.
+            Under the same name, `DEVICE_GATHERS` says what is gathered at sequence level.
         parameters: up to four numbers, a to d; the missing ones are 0.
     """
 
     name: str
     parameters: tuple[float, ...]
+
+
+class DeviceGather(NamedTuple):
+    """What a sequence-level objective gathers over the masked rows of a sequence.
+
+    Attributes:
+        function: device function `(own_log_ratio, advantage, a, b, c, d) -> (value, slope of the value in logp)`.
+        mean: whether the values are averaged, or summed up.
+        is_log_ratio: whether the result is the log of the importance ratio that metrics and `kl="k3_is"` take;
+            otherwise that is each row's own.
+    """
+
+    function: Any
+    mean: bool = True
+    is_log_ratio: bool = True
+
+
+@jit
+def plain_log_ratio(
+    log_ratio: tl.tensor, advantage: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor
+) -> tl.tensor:
+    """The sequence's ratio is the exponential of the mean log-ratio: see `Level`."""
+    return log_ratio, 1.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +75,16 @@ class Tokens:
         logp_N: log-probability of each token under the policy being trained, in nats.
         old_logp_N: the same under the policy that sampled it.
         advantages_N: advantage of each token.
-        mask_N: bool, the tokens that sums and means over a sequence take in.
-        sequence_ids_N: int64 in `[0, num_sequences)`; None when the objective works token by token.
+        mask_N: bool, the tokens that sums and means over a sequence take in; None when the objective works token by
+            token.
+        sequence_ids_N: int64 in `[0, num_sequences)`; None likewise.
         num_sequences: S.
     """
 
     logp_N: Tensor
     old_logp_N: Tensor
     advantages_N: Tensor
-    mask_N: Tensor
+    mask_N: Tensor | None
     sequence_ids_N: Tensor | None
     num_sequences: int
 
@@ -69,6 +96,7 @@ class Tokens:
     def sequence_sum(self, x_N: Tensor) -> Tensor:
         """`[N]`: for each row, the sum of `x_N` over the masked rows of its sequence."""
         assert self.sequence_ids_N is not None, "an objective that uses sequences must set sequence_level"
+        assert self.mask_N is not None, "set together with the ids"
         sums_S = x_N.new_zeros(self.num_sequences)
         sums_S = sums_S.index_add(0, self.sequence_ids_N, torch.where(self.mask_N, x_N, 0.0))
         return sums_S[self.sequence_ids_N]
@@ -100,8 +128,8 @@ def check_level(objective: HasLevel) -> None:
 class Objective(Protocol):
     """The policy term `l` of the loss. Implementations are frozen dataclasses.
 
-    An objective that works token by token may also have `device_form() -> DeviceForm`: it then takes the kernel that
-    makes loss and gradient in one pass. Without one it takes as many passes as a sequence-level objective.
+    It may also have `device_form() -> DeviceForm`: on a GPU its arithmetic is then part of the kernels, and if it works
+    token by token, one pass makes loss and gradient. Without one it takes three passes and PyTorch between them.
 
     `loss` must be proportional to the advantage, so that a row with advantage 0 can be left out before its logits
     are formed.
@@ -119,3 +147,9 @@ class Objective(Protocol):
 
     def clipped(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Two bool `[N]`: tokens whose gradient the objective cuts off below, and above."""
+
+
+def device_form(objective: Objective) -> DeviceForm | None:
+    """The objective's Triton form, if it has one."""
+    make = getattr(objective, "device_form", None)
+    return None if make is None else make()

@@ -14,6 +14,7 @@ from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp
 @jit
 def cispo(
     logp: tl.tensor,
+    own_log_ratio: tl.tensor,
     log_ratio: tl.tensor,
     advantage: tl.tensor,
     low: tl.tensor,
@@ -24,7 +25,7 @@ def cispo(
     """Triton form of `CISPO`. See `DeviceForm`."""
     ratio, _ = device_bounded_exp(log_ratio)
     slope = -tl.minimum(tl.maximum(ratio, low), high) * advantage
-    return slope * logp, slope, (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)
+    return slope * logp, slope, 0.0, (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)
 
 
 @dataclass(frozen=True)

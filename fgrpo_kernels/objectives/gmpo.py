@@ -7,7 +7,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.objectives.base import Tokens, bounded_exp
+from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.objectives.base import DeviceForm, Tokens, bounded_exp, device_bounded_exp
+
+
+@jit
+def gmpo(
+    logp: tl.tensor,
+    own_log_ratio: tl.tensor,
+    log_ratio: tl.tensor,
+    advantage: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    unused: tl.tensor,
+    unused_too: tl.tensor,
+) -> tl.tensor:
+    """Triton form of `GMPO`. See `DeviceForm`."""
+    ratio, slope = device_bounded_exp(log_ratio)
+    below, above = (own_log_ratio < -low) & (advantage < 0), (own_log_ratio > high) & (advantage > 0)
+    return -advantage * ratio, 0.0, -advantage * slope, below, above
+
+
+@jit
+def held_log_ratio(
+    log_ratio: tl.tensor,
+    advantage: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    unused: tl.tensor,
+    unused_too: tl.tensor,
+) -> tl.tensor:
+    """What `GMPO` gathers: a token's log-ratio, held on the side that its advantage asks for, and the slope of that."""
+    held = tl.where(advantage >= 0, tl.minimum(log_ratio, high), tl.maximum(log_ratio, -low))
+    # Minimum and maximum drop a NaN, which must not hide here.
+    return tl.where(log_ratio != log_ratio, log_ratio, held), tl.where(held == log_ratio, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,9 @@ class GMPO:
     @property
     def sequence_level(self) -> bool:
         return True
+
+    def device_form(self) -> DeviceForm:
+        return DeviceForm("gmpo", (self.low, self.high))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:
         log_ratio_N = tokens.log_ratio("token")

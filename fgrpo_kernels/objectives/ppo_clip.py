@@ -14,6 +14,7 @@ from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp
 @jit
 def ppo_clip(
     logp: tl.tensor,
+    own_log_ratio: tl.tensor,
     log_ratio: tl.tensor,
     advantage: tl.tensor,
     lowest: tl.tensor,
@@ -21,7 +22,7 @@ def ppo_clip(
     delta: tl.tensor,
     unused: tl.tensor,
 ) -> tl.tensor:
-    """Triton form of `PPOClip` at token level; `lowest` and `highest` bound the ratio. See `DeviceForm`."""
+    """Triton form of `PPOClip`; `lowest` and `highest` bound the ratio. See `DeviceForm`."""
     ratio, slope = device_bounded_exp(log_ratio)
     free = tl.minimum(ratio, delta) * advantage
     clipped = tl.minimum(tl.maximum(ratio, lowest), highest) * advantage
@@ -29,7 +30,7 @@ def ppo_clip(
     free_slope = tl.where(ratio <= delta, slope, 0.0)
     # Where both branches of the minimum are equal they have the same slope, except at delta's and the clip's corners.
     chosen_slope = tl.where(free <= clipped, free_slope, tl.where(below | above, 0.0, slope))
-    return -tl.minimum(free, clipped), -advantage * chosen_slope, below & (advantage < 0), above & (advantage > 0)
+    return -tl.minimum(free, clipped), 0.0, -advantage * chosen_slope, below & (advantage < 0), above & (advantage > 0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class PPOClip:
         return self.level == "sequence"
 
     def device_form(self) -> DeviceForm:
-        assert self.level == "token", "a sequence-level objective has no single-pass kernel"
         return DeviceForm("ppo_clip", (1 - self.low, 1 + self.high, torch.inf if self.delta is None else self.delta))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:

@@ -15,6 +15,7 @@ from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp
 @jit
 def sapo(
     logp: tl.tensor,
+    own_log_ratio: tl.tensor,
     log_ratio: tl.tensor,
     advantage: tl.tensor,
     tau_positive: tl.tensor,
@@ -31,7 +32,7 @@ def sapo(
     gate = tl.where(x >= 0, 1 / (1 + small), small / (1 + small))
     gate_slope = small / ((1 + small) * (1 + small))
     never = advantage != advantage
-    return -4 / tau * gate * advantage, -4 * gate_slope * slope * advantage, never, never
+    return -4 / tau * gate * advantage, 0.0, -4 * gate_slope * slope * advantage, never, never
 
 
 @dataclass(frozen=True)

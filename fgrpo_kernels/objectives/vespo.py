@@ -8,11 +8,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.objectives.base import Tokens
+from fgrpo_kernels.gpu.numerics import exp
+from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.objectives.base import DeviceForm, Tokens
 
 # As TRL: a token's log-ratio, and the sequence's log-weight.
 TOKEN_BOUND = 20.0
 LOWEST_LOG_WEIGHT, HIGHEST_LOG_WEIGHT = math.log(1e-8), 20.0
+
+
+@jit
+def vespo(
+    logp: tl.tensor,
+    own_log_ratio: tl.tensor,
+    log_weight: tl.tensor,
+    advantage: tl.tensor,
+    k_positive: tl.tensor,
+    lambda_positive: tl.tensor,
+    k_negative: tl.tensor,
+    lambda_negative: tl.tensor,
+) -> tl.tensor:
+    """Triton form of `VESPO`. See `DeviceForm`."""
+    log_weight = tl.minimum(tl.maximum(log_weight, -18.420680743952367), 20.0)
+    k = tl.where(advantage >= 0, k_positive, k_negative)
+    sharpness = tl.where(advantage >= 0, lambda_positive, lambda_negative)
+    slope = -exp(sharpness + k * log_weight - sharpness * exp(log_weight)) * advantage
+    never = advantage != advantage
+    return slope * logp, slope, 0.0, never, never
+
+
+@jit
+def bounded_log_ratio(
+    log_ratio: tl.tensor,
+    advantage: tl.tensor,
+    k_positive: tl.tensor,
+    lambda_positive: tl.tensor,
+    k_negative: tl.tensor,
+    lambda_negative: tl.tensor,
+) -> tl.tensor:
+    """What `VESPO` gathers; no gradient goes through it."""
+    bounded = tl.minimum(tl.maximum(log_ratio, -20.0), 20.0)
+    return tl.where(log_ratio != log_ratio, log_ratio, bounded), 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +75,9 @@ class VESPO:
     @property
     def sequence_level(self) -> bool:
         return True
+
+    def device_form(self) -> DeviceForm:
+        return DeviceForm("vespo", (self.k_positive, self.lambda_positive, self.k_negative, self.lambda_negative))
 
     def log_ratio(self, tokens: Tokens) -> Tensor:
         """Each token's own: the sequence's weight is no importance ratio once it went through `phi`."""

@@ -27,6 +27,7 @@ def group_advantages(
     group_size: int | None = None,
     *,
     group_ids: Tensor | None = None,
+    num_groups: int | None = None,
     reward_weights: Tensor | None = None,
     scale: str = "group",
     baseline: str = "mean",
@@ -38,9 +39,11 @@ def group_advantages(
         assert group_size is not None, "checked by the public op"
         num_groups = len(rewards_B) // group_size
         group_B = torch.arange(num_groups, device=rewards.device).repeat_interleave(group_size)
-    else:
+    elif num_groups is None:
         ids, group_B = group_ids.unique(return_inverse=True)
         num_groups = len(ids)
+    else:
+        group_B = group_ids
 
     scored_B = ~rewards_B.isnan()
     group = _statistics(rewards_B, scored_B, group_B, num_groups)

@@ -18,14 +18,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fgrpo_kernels.gpu.group_advantages import BATCH_BLOCK, group_advantages_kernel
+from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
-from fgrpo_kernels.gpu.policy_rows import sum_terms_kernel
+from fgrpo_kernels.gpu.policy_kernels import finish_kernel, live_rows_kernel, policy_terms_kernel
+from fgrpo_kernels.gpu.policy_terms import BLOCK, TERMS_WARPS
 from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
-from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
+from fgrpo_kernels.objectives import DEVICE_FUNCTIONS, DEVICE_GATHERS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -36,12 +37,14 @@ TARGETS = {
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
+INTEGERS = ("T", "N", "B", "S", "length", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
 # What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
     "targets_ptr": "*i64",
     "live_ptr": "*i1",
+    "mask_ptr": "*i1",
+    "ids_ptr": "*i64",
     "order_ptr": "*i64",
     "starts_ptr": "*i64",
     "degenerate_ptr": "*i1",
@@ -81,6 +84,7 @@ def variants(architecture: str) -> Iterator[Variant]:
         twice = kernel is grpo_loss_kernel
         arguments = row_tile(vocab, BYTES[dtype], architecture, read_twice=twice).arguments()
         num_warps = arguments.pop("num_warps")
+        del arguments["enable_fp_fusion"]
         return Variant(f"{name}, {dtype}, V = {vocab}", kernel, dtype, vocab, arguments | constants, num_warps)
 
     for dtype, vocab in (("bf16", 151_936), ("fp32", 151_936), ("bf16", 32_000), ("bf16", 2_048)):
@@ -95,15 +99,30 @@ def variants(architecture: str) -> Iterator[Variant]:
     yield on_rows("partial_token_stats backward", partial_token_stats_backward_kernel, "bf16", 32_000)
     full = {"KL": DEVICE_ESTIMATORS["k3_is"], "HAS_ENTROPY": True}
     for name, objective in DEVICE_FUNCTIONS.items():
-        terms = f"grpo_loss, {name}, all terms"
-        yield on_rows(terms, grpo_loss_kernel, "bf16", 151_936, OBJECTIVE=objective, **full)
+        if name not in ("gmpo", "vespo"):  # they work on sequences only
+            terms = f"grpo_loss, {name}, all terms"
+            yield on_rows(terms, grpo_loss_kernel, "bf16", 151_936, OBJECTIVE=objective, **full)
+    padded = {"order_ptr": None, "starts_ptr": None, "BLOCK": BLOCK}
+    live = {"ALL_WEIGHTED": False}
+    yield Variant("live rows", live_rows_kernel, "fp32", 0, padded | live, 4)
+    yield Variant("live rows, packed", live_rows_kernel, "fp32", 0, live | {"BLOCK": BLOCK}, 4)
+    alone = {"GATHER": None, "MEAN": True, "OWN_RATIO": False}
     ppo = {"OBJECTIVE": DEVICE_FUNCTIONS["ppo_clip"], **full}
-    yield Variant("sums of terms", sum_terms_kernel, "fp32", 0, ppo | {"BLOCK": 1024}, 8)
+    single = dict.fromkeys(("grad_logp_ptr", "grad_entropy_ptr", "live_ptr", "mask_ptr"))
+    yield Variant(
+        "policy terms after one pass", policy_terms_kernel, "fp32", 0, padded | alone | ppo | single, TERMS_WARPS
+    )
+    for name, objective in DEVICE_FUNCTIONS.items():
+        gather = DEVICE_GATHERS[name]
+        options = {"GATHER": gather.function, "MEAN": gather.mean, "OWN_RATIO": not gather.is_log_ratio}
+        constants = {"OBJECTIVE": objective, "BLOCK": BLOCK, **options, **full}
+        yield Variant(f"policy terms, {name}, sequences", policy_terms_kernel, "fp32", 0, constants, TERMS_WARPS)
+    yield Variant("end of the policy terms", finish_kernel, "fp32", 0, {"BLOCK": BLOCK}, 4)
     yield Variant("scaling of a gradient", scale_kernel, "bf16", 0, {"BLOCK": 4096}, 8)
-    groups = {"SCALE": "group", "LEAVE_ONE_OUT": False, "BLOCK": 8, "BATCH_BLOCK": BATCH_BLOCK}
-    by_size = {"order_ptr": None, "starts_ptr": None, "reward_weights_ptr": None}
+    groups = {"SCALE": "group", "LEAVE_ONE_OUT": False, "BLOCK": 8, "BATCH_BLOCK": MAX_BLOCK}
+    by_size = {"ids_ptr": None, "reward_weights_ptr": None}
     yield Variant("group_advantages", group_advantages_kernel, "fp32", 0, groups | by_size, 1)
-    batch = groups | {"SCALE": "batch", "LEAVE_ONE_OUT": True}
+    batch = groups | {"SCALE": "batch", "LEAVE_ONE_OUT": True, "BLOCK": MAX_BLOCK}
     yield Variant("group_advantages by id, batch", group_advantages_kernel, "fp32", 0, batch, 4)
 
 
@@ -116,7 +135,7 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Resources:
         if kind.startswith("*") or name in DIVISIBLE or "stride_" in name
     }
     source = ASTSource(variant.kernel, signature, variant.constants, divisible)
-    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
+    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps, "enable_fp_fusion": True})
     read = _resources_of_hsaco if target.backend == "hip" else _resources_of_cubin
     return read(compiled.asm, variant)
 

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from fgrpo_kernels import PPOClip, group_advantages, grpo_loss, reference, token_logprobs
+from fgrpo_kernels import (
+    CISPO,
+    GMPO,
+    SAPO,
+    VESPO,
+    PPOClip,
+    group_advantages,
+    grpo_loss,
+    reference,
+    token_logprobs,
+    token_weights,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,6 +58,82 @@ def test_loss_error_is_no_larger_than_plain_pytorch(dtype, vocab, level):
         assert (o.double() - e).abs().max() <= budget, name
     for name, e in exact[2].items():
         torch.testing.assert_close(ours[2][name].double(), e, rtol=1e-4, atol=1e-6, msg=name)
+
+
+OBJECTIVES = [SAPO(level="sequence"), CISPO(level="sequence"), GMPO(), VESPO()]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda x: type(x).__name__)
+def test_sequence_level_objectives(objective, packed):
+    """More tokens than a program takes at a time, holes in the mask; packed rows in any order."""
+    torch.manual_seed(1)
+    B, T, V = 3, 1500, 257
+    logits = torch.randn(B, T, V, device="cuda")
+    targets = torch.randint(V, (B, T), device="cuda")
+    logp = reference.token_logprobs(logits, targets).logp
+    mask = torch.rand(B, T, device="cuda") < 0.8
+    tensors = {
+        "targets": targets,
+        "weights": token_weights(mask),
+        "old_logp": logp + 0.1 * torch.randn_like(logp),
+        "ref_logp": logp + 0.2 * torch.randn_like(logp),
+    }
+    options = {
+        "advantages": torch.tensor([1.0, -0.5, 0.3], device="cuda"),
+        "objective": objective,
+        "beta": 0.1,
+        "kl": "k3_is",
+    }
+    if packed:
+        order = torch.randperm(B * T, device="cuda")
+        tensors = {name: x.flatten()[order] for name, x in tensors.items()} | {"sequence_ids": order // T}
+        logits = logits.flatten(0, 1)[order]
+    ours = gradient_and_outputs(grpo_loss, logits, tensors | options)
+    exact = gradient_and_outputs(reference.grpo_loss, logits.double(), tensors | options)
+    for got, expected in zip(ours[:2], exact[:2], strict=True):
+        assert (got.double() - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_no_op_waits_for_the_device():
+    logits = torch.randn(4, 33, 1000, device="cuda").bfloat16()
+    padded = {
+        "targets": torch.randint(1000, (4, 33), device="cuda"),
+        "weights": torch.rand(4, 33, device="cuda"),
+        "old_logp": -torch.rand(4, 33, device="cuda"),
+        "ref_logp": -torch.rand(4, 33, device="cuda"),
+    }
+    ids = torch.arange(4, device="cuda").repeat_interleave(33)
+    packed = {name: x.flatten(0, 1) for name, x in padded.items()} | {"sequence_ids": ids}
+    rewards, advantages = torch.rand(12, device="cuda"), torch.randn(4, device="cuda")
+
+    def everything():
+        for objective in (PPOClip(), PPOClip(level="sequence"), VESPO()):
+            options = {"advantages": advantages, "objective": objective, "beta": 0.1, "entropy_coef": 0.01}
+            gradient_and_outputs(grpo_loss, logits, padded | options)
+            gradient_and_outputs(grpo_loss, logits.flatten(0, 1), packed | options)
+        token_logprobs(logits, padded["targets"])
+        group_advantages(rewards, 4)
+        group_advantages(rewards, group_ids=ids[::11], num_groups=4)
+
+    everything()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("groups", ["size", "ids"])
+def test_advantages_are_one_launch(groups):
+    rewards, ids = torch.rand(1024, device="cuda"), torch.arange(1024, device="cuda") // 8
+    options = {"group_size": 8} if groups == "size" else {"group_ids": ids, "num_groups": 128}
+    group_advantages(rewards, **options)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        group_advantages(rewards, **options)
+        torch.cuda.synchronize()
+    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(events) == 1, [event.name for event in events]
 
 
 @pytest.mark.parametrize("margin", [12.0, 20.0, 30.0])

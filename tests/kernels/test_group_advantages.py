@@ -59,6 +59,30 @@ def test_ragged_groups_in_any_order(scale, baseline):
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_number_of_groups_known(scale):
+    """The same as without; and a group without rows has no mean and nothing to tell apart."""
+    ids = torch.tensor([3, 0, 3, 0, 1, 3, 1], dtype=torch.int32)
+    rewards = torch.tensor([0.1, 0.9, 0.4, 0.0, 3.0, -2.0, 1.0])
+    expected = group_advantages(rewards, group_ids=ids, scale=scale)
+    result = group_advantages(rewards, group_ids=ids, num_groups=5, scale=scale)
+    torch.testing.assert_close(result.advantages, expected.advantages)
+    for got, present in zip(result[1:], expected[1:], strict=True):
+        torch.testing.assert_close(got[[0, 1, 3]], present)
+    assert result.mean.isnan().tolist() == [False, False, True, False, True]
+    assert result.degenerate.tolist() == [False, False, True, False, True]
+
+
+def test_more_rows_than_a_program_takes_at_a_time():
+    rewards = torch.randn(3000, generator=torch.Generator().manual_seed(4))
+    ids = torch.arange(3000) % 2
+    for groups in ({"group_size": 1500}, {"group_ids": ids}):
+        got = group_advantages(rewards, **groups)
+        exact = reference.group_advantages(rewards.double(), **groups)
+        torch.testing.assert_close(got.advantages.double(), exact.advantages, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.std.double(), exact.std, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_give_exactly_zero(scale):
     # 0.1 is not representable: the mean of such a group differs from its rewards in the last bit.
     rewards = torch.tensor([0.1] * 7 + [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
@@ -151,6 +175,10 @@ def test_columns_of_a_larger_table():
         pytest.param([1.0, 2.0], {"group_size": 2, "baseline": "median"}, "baseline must be", id="baseline"),
         pytest.param([1.0, 2.0], {"group_size": 2, "reward_weights": torch.ones(2)}, "reward_weights", id="weights"),
         pytest.param([1.0, 2.0], {"group_ids": torch.tensor([0])}, "2 integers, one per reward", id="ids"),
+        pytest.param([1.0, 2.0], {"group_size": 2, "num_groups": 1}, "num_groups counts the groups of", id="number"),
+        pytest.param(
+            [1.0, 2.0], {"group_ids": torch.tensor([2, 2]), "num_groups": 2}, r"in \[0, 2\).*got 2 to 2", id="range"
+        ),
     ],
 )
 def test_mistakes_are_named(rewards, arguments, message):

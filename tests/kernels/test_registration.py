@@ -1,17 +1,19 @@
-"""The Triton ops as the PyTorch compiler sees them."""
+"""The ops as the PyTorch compiler sees them."""
 
 import pytest
 import torch
 from loss_cases import T, V, make_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fgrpo_kernels import PPOClip, grpo_loss, token_logprobs, token_weights
+from fgrpo_kernels import VESPO, PPOClip, group_advantages, grpo_loss, token_logprobs, token_weights
 from fgrpo_kernels.dispatch import uses_triton
+from fgrpo_kernels.gpu.group_advantages import group_advantages as group_advantages_op
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_tokens, scale_
-from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_, token_logprobs_forward
+from fgrpo_kernels.gpu.policy_terms import live_rows, policy_terms
+from fgrpo_kernels.token_logprobs import token_logprobs_backward_, token_logprobs_forward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     not uses_triton(torch.empty(0, device=DEVICE)), reason="needs a GPU, or TRITON_INTERPRET=1"
 )
 
@@ -39,6 +41,7 @@ def test_opcheck_token_logprobs_backward():
     torch.library.opcheck(token_logprobs_backward_, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@needs_triton
 def test_opcheck_grpo_loss():
     logits, targets, advantages, weights, old, ref = rows()
     parameters = [0.8, 1.28, 2.0, 0.0]
@@ -46,37 +49,101 @@ def test_opcheck_grpo_loss():
     torch.library.opcheck(grpo_loss_tokens, (*arguments, True))
 
 
+@needs_triton
 def test_opcheck_scale():
     torch.library.opcheck(scale_, (torch.ones(7, device=DEVICE), torch.tensor(2.0, device=DEVICE)))
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_compiles_whole_and_once_for_every_length(level):
-    case = make_case(torch.float32)
-    tensors = (
-        case.logits.detach(),
-        case.targets_BT,
-        case.advantages_B[:, None].expand_as(case.mask_BT),
-        token_weights(case.mask_BT),
-        case.old_logp_BT,
+@needs_triton
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_opcheck_policy_terms(packed):
+    _, _, advantages, weights, old, ref = rows()
+    mask = torch.ones_like(weights, dtype=torch.bool)
+    order, starts = (torch.arange(6, device=DEVICE), torch.tensor([0, 2, 6], device=DEVICE)) if packed else (None, None)
+    sequences = (order, starts, 3, 2)
+    live = live_rows(advantages, weights, None, mask, *sequences, True)
+    torch.library.opcheck(live_rows, (advantages, weights, None, mask, *sequences, True))
+    logp, entropy = (torch.randn(6, device=DEVICE, requires_grad=True) for _ in range(2))
+    vectors = (advantages, weights, None, old, ref)
+    options = ("ppo_clip", [0.8, 1.28, 2.0, 0.0], True, 0.1, "k3", 0.01, True)
+    torch.library.opcheck(policy_terms, (logp, entropy, live, mask, *sequences, *vectors, *options))
+
+
+@needs_triton
+@pytest.mark.parametrize("ids", [None, torch.arange(6) % 2], ids=["size", "ids"])
+def test_opcheck_group_advantages(ids):
+    arguments = (
+        torch.randn(6, device=DEVICE),
+        3,
+        None if ids is None else ids.to(DEVICE),
+        2,
+        None,
+        "group",
+        "mean",
+        1e-4,
     )
+    torch.library.opcheck(group_advantages_op, arguments)
 
-    def step(logits, targets, advantages, weights, old):
-        result = grpo_loss(logits, targets, advantages, weights, old_logp=old, objective=PPOClip(level=level))
-        entropy = token_logprobs(logits, targets).entropy
-        return result.loss - 0.01 * (weights * entropy).sum(), result.metrics
 
+def compiles_once(step, batches, leaf):
+    """Compiled as a whole, equal to eager for every batch, and compiled once for all of them. `leaf` needs grad."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
     compiles = []
-    for length in (T, T - 2, T - 5):
+    for batch in batches:
         results = []
         for function in (step, compiled):
-            leaf, *others = (x[:, :length].clone(memory_format=torch.contiguous_format).to(DEVICE) for x in tensors)
-            loss, metrics = function(leaf.requires_grad_(), *others)
+            inputs = {name: x.clone(memory_format=torch.contiguous_format).to(DEVICE) for name, x in batch.items()}
+            inputs[leaf].requires_grad_()
+            loss, others = function(**inputs)
             loss.backward()
-            results.append((loss.detach(), leaf.grad, metrics))
+            results.append((loss.detach(), inputs[leaf].grad, others))
         torch.testing.assert_close(results[1], results[0])
         compiles.append(counter.frame_count)
-    assert compiles == compiles[:1] * 3
+    assert compiles == compiles[:1] * len(compiles)
+
+
+OBJECTIVES = {"token": PPOClip(), "sequence": PPOClip(level="sequence"), "vespo": VESPO()}
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_losses_compile_whole_and_once_for_every_length(objective, layout):
+    case = make_case(torch.float32)
+    padded = {
+        "logits": case.logits.detach(),
+        "targets": case.targets_BT,
+        "advantages": case.advantages_B[:, None].expand_as(case.mask_BT),
+        "weights": token_weights(case.mask_BT),
+        "old_logp": case.old_logp_BT,
+    }
+
+    def step(**tensors):
+        result = grpo_loss(**tensors, objective=OBJECTIVES[objective])
+        entropy = token_logprobs(tensors["logits"], tensors["targets"]).entropy
+        return result.loss - 0.01 * (tensors["weights"] * entropy).sum(), result.metrics
+
+    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (T, T - 2, T - 5)]
+    if layout == "packed":
+        ids = torch.arange(len(case.mask_BT))[:, None].expand_as(case.mask_BT)
+        batches = [
+            {
+                name: x.flatten(0, 1)
+                for name, x in (batch | {"sequence_ids": ids[:, : batch["weights"].shape[1]]}).items()
+            }
+            for batch in batches
+        ]
+    compiles_once(step, batches, "logits")
+
+
+@pytest.mark.parametrize("groups", ["size", "ids"])
+def test_advantages_compile_whole(groups):
+    def step(rewards, leaf):
+        ids = torch.arange(rewards.shape[0], device=rewards.device) % 3
+        options = {"group_size": 3} if groups == "size" else {"group_ids": ids, "num_groups": 3}
+        result = group_advantages(rewards, **options)
+        return (leaf * result.advantages).sum(), result
+
+    batches = [{"rewards": torch.randn(n), "leaf": torch.randn(n)} for n in (12, 24, 9)]
+    compiles_once(step, batches, "leaf")

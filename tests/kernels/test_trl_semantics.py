@@ -243,12 +243,14 @@ def test_vespo_bounds():
 
 def test_vespo_correction_is_the_samplers_logp():
     """TRL adds the log of the correction to `log w`: the sampler's log-probability as `old_logp` does the same, as
-    long as no ratio is truncated. A truncated one stays whole here."""
+    long as no ratio is truncated. A truncated one is taken off `old_logp`."""
     batch = make_batch()
     ratio = importance_weights(batch.old_logp, batch.sampling_logp, batch.mask, cap=100.0)
     compare(batch, "vespo", {"importance_ratio": ratio} | KLS["k3"][0], old_logp=batch.sampling_logp, **KLS["k3"][1])
 
-    truncated = trl_result(batch, "vespo", importance_ratio=ratio.clamp(max=1.2))
+    capped = ratio.clamp(max=1.2)
+    compare(batch, "vespo", {"importance_ratio": capped}, old_logp=batch.old_logp - capped.log())
+    truncated = trl_result(batch, "vespo", importance_ratio=capped)
     ours = our_result(grpo_loss, batch, weights_of(batch, "vespo"), objective=VESPO(), old_logp=batch.sampling_logp)
     assert (ours.loss - truncated.loss).abs() > 1e-3
 
