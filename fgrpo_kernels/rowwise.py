@@ -14,10 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Logits that are formed at a time: 256 rows of V = 49,152 in float32, from where on a matrix product is at full speed
-# (at 128 rows it takes a fifth longer, at 64 half as long again); more only costs memory.
-LOGITS_BLOCK_BYTES = 48 << 20
-MIN_BLOCK_ROWS = 64
 # Logits that the element-wise arithmetic takes at a time: small enough for a core's L2 cache, large enough that the
 # calls do not count.
 SLICE_BYTES = 2 << 20
@@ -50,16 +46,6 @@ class RowStats(NamedTuple):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def rows_per_block(num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
-    """How many rows of logits to form at a time: within the memory limit, and in blocks of equal size.
-
-    16-bit logits are counted as float32: their gradient is copied to it for the product that dW accumulates.
-    """
-    limit = max(MIN_BLOCK_ROWS, LOGITS_BLOCK_BYTES // (vocab_size * accumulation_dtype(dtype).itemsize))
-    num_blocks = max(1, -(-num_rows // limit))
-    return max(1, -(-num_rows // num_blocks))
 
 
 def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float) -> RowStats:

@@ -1,0 +1,68 @@
+"""What happens to a block of logits between the matrix products: statistics forwards, a gradient in place backwards.
+
+n rows   V vocabulary
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels import rowwise
+from fgrpo_kernels.dispatch import uses_triton
+from fgrpo_kernels.gpu import head_rows as gpu
+from fgrpo_kernels.head_blocks import Block
+from fgrpo_kernels.rowwise import RowStats, accumulation_dtype
+
+
+class HeadStats(NamedTuple):
+    """Per row, `[n]`: log-probability of the target, entropy, and two numbers for the gradient.
+
+    The log of a row's sum of exponentials is `peak / temperature + log_sum` from a kernel, which keeps the two apart
+    for their digits; the PyTorch path gives the whole of it as log_sum.
+    """
+
+    logp_n: Tensor
+    entropy_n: Tensor
+    peak_n: Tensor
+    log_sum_n: Tensor
+
+    @staticmethod
+    def zeros(num_rows: int, logits: Tensor) -> HeadStats:
+        """For `num_rows` rows of logits like these."""
+        dtype = accumulation_dtype(logits.dtype)
+        return HeadStats(*(torch.zeros(num_rows, dtype=dtype, device=logits.device) for _ in HeadStats._fields))
+
+    def select(self, rows: Tensor | slice) -> HeadStats:
+        return HeadStats(*(x_n[rows] for x_n in self))
+
+
+def write_stats(out: HeadStats, block: Block, temperature: float) -> None:
+    """Write the statistics of the block's rows."""
+    if uses_triton(block.logits_nV):
+        gpu.write_stats(out, block.logits_nV, block.targets_n, temperature)
+        return
+    lse_n, logp_n, entropy_n = rowwise.row_stats(block.logits_nV, block.targets_n, temperature)
+    for whole, part in zip(out, (logp_n, entropy_n, torch.zeros_like(lse_n), lse_n), strict=True):
+        whole.copy_(part)
+
+
+def overwrite_with_gradient(
+    block: Block, stats: HeadStats, temperature: float, grad_logp_n: Tensor, grad_entropy_n: Tensor | None
+) -> None:
+    """Turn the block's logits into their gradient, given a loss's gradients in the rows' logp and entropy."""
+    if uses_triton(block.logits_nV):
+        gpu.overwrite_with_gradient(
+            block.logits_nV, block.targets_n, stats, temperature, grad_logp_n, grad_entropy_n
+        )  # fmt: skip
+    else:
+        rowwise.logits_gradient_(
+            block.logits_nV,
+            block.targets_n,
+            RowStats(stats.log_sum_n, stats.logp_n, stats.entropy_n),
+            temperature,
+            grad_logp_n,
+            grad_entropy_n,
+        )
