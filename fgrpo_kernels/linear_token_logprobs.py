@@ -115,7 +115,7 @@ def head_logprobs(
         stats = stats_of_rows(head, rows)
     if rows.index_n is None:
         return stats
-    whole = HeadStats.zeros(len(targets_N), hidden_NH)
+    whole = HeadStats.zeros(targets_N.shape[0], hidden_NH)
     for x_N, x_n in zip(whole, stats, strict=True):
         x_N.index_copy_(0, rows.index_n, x_n)
     return whole
@@ -131,7 +131,7 @@ def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
 
 @head_logprobs.register_fake
 def _(hidden_NH: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return HeadStats.zeros(len(hidden_NH), hidden_NH)
+    return HeadStats.zeros(hidden_NH.shape[0], hidden_NH)
 
 
 @torch.library.custom_op("fgrpo::linear_token_logprobs_backward", mutates_args=())
