@@ -57,8 +57,10 @@ def test_compiles_whole_and_once_for_every_length(level):
     for length in (T, T - 2, T - 5):
         results = []
         for function in (step, compiled):
-            hidden, *others = (x[:, :length].contiguous() for x in (case.hidden_BTH, *per_row))
-            hidden, weight = hidden.clone().requires_grad_(), weight_start.clone().requires_grad_()
+            hidden, *others = (
+                x[:, :length].clone(memory_format=torch.contiguous_format) for x in (case.hidden_BTH, *per_row)
+            )
+            hidden, weight = hidden.requires_grad_(), case.weight_VH.clone().requires_grad_()
             loss, metrics = function(hidden, weight, *others)
             loss.backward()
             results.append((loss.detach(), hidden.grad, weight.grad, metrics))
