@@ -45,9 +45,10 @@ def make_batch(
     targets = torch.randint(V, (B, T), generator=generator, device=device)
     advantages = randn(B)
     advantages[: round(degenerate * B)] = 0
-    # Lengths spread evenly about their mean, so that the padding is as long as asked for.
-    lengths = T * (1 - padded) + torch.linspace(-0.5, 0.5, B, device=device) * T * min(padded, 1 - padded)
-    mask = torch.arange(T, device=device) < lengths.round()[torch.randperm(B, generator=generator, device=device), None]
+    # Lengths spread evenly about their mean, and independent of the advantages.
+    spread = (7 * torch.arange(B, device=device) % B + 0.5) / B - 0.5
+    lengths = T * (1 - padded + spread * min(padded, 1 - padded))
+    mask = torch.arange(T, device=device) < lengths.round()[:, None]
     rows = zip(hidden, targets, strict=True)
     logp = torch.stack([reference.token_logprobs(h @ weight.T, t).logp for h, t in rows])
     return Batch(hidden, weight, targets, advantages, mask, logp + 0.3 * randn(B, T))
@@ -72,10 +73,18 @@ def fgrpo_step(batch: Batch, level: str = "token") -> Step:
     return step
 
 
-def eager_step(batch: Batch) -> Step:
+def eager_step(batch: Batch, *, logs_entropy: bool = False) -> Step:
+    """Full logits. `logs_entropy`: with the temperature and the entropy metric that trainers have, and fgrpo's has."""
+
     def step(hidden: Tensor, weight: Tensor) -> Tensor:
         logits = hidden @ weight.T
+        if logs_entropy:
+            logits = logits / 1.0
         log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        if logs_entropy:
+            with torch.no_grad():
+                for row in log_probs:  # a sequence at a time, as trainers do to save memory
+                    (row.exp() * row).sum(-1)
         return surrogate(log_probs.gather(-1, batch.targets[..., None]).squeeze(-1), batch)
 
     return step

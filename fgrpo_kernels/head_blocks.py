@@ -16,10 +16,10 @@ from fgrpo_kernels.lm_head import Head
 from fgrpo_kernels.rowwise import accumulation_dtype
 from fgrpo_kernels.softcap import apply_softcap
 
-# CPU: 256 rows of V = 49,152 in float32, from where on a matrix product is at full speed (at 128 rows it takes a fifth
-# longer, at 64 half as long again); more only costs memory.
-CPU_BLOCK_BYTES = 48 << 20
-CPU_MIN_ROWS = 64
+# CPU: 170 rows of V = 49,152 in float32; more only costs memory (184, 246 and 736 rows take the same time within 5%; 123
+# take 10 to 20% longer, 64 half as long again).
+CPU_BLOCK_BYTES = 32 << 20
+CPU_MIN_ROWS = 128
 # GPU: the weight's gradient is read and written once a block, in float32: 8 bytes an element for 2 operations a row.
 # An H100 (about 800 TFLOP/s and 3 TB/s) is bound by those bytes below some 1,000 rows, so no block need be larger;
 # below 256 the products themselves slow down.

@@ -38,8 +38,9 @@ def linear_token_logprobs(
 
     The logits are formed in blocks of rows by the library's matrix product, in the inputs' dtype; everything after
     is float32 (float64 for float64 inputs). The backward pass forms them again, for the rows whose incoming gradient
-    is not 0. Memory beyond inputs and gradients is that of one block: on a CPU at most 48 MiB (or 64 rows) and
-    half as much again for 16-bit inputs, on a GPU at most a twentieth of all rows' float32 logits (or 256 rows).
+    is not 0. Memory beyond inputs and gradients is that of one block: on a CPU at most 32 MiB (or 128 rows) and
+    half as much again for 16-bit inputs, on a GPU at most a twentieth of all rows' float32 logits (or 256 rows); with
+    `logit_softcap`, fewer rows in two buffers.
 
     Args:
         hidden: `[..., H]`, any floating dtype.
