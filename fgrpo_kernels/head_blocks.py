@@ -16,8 +16,8 @@ from fgrpo_kernels.lm_head import Head
 from fgrpo_kernels.rowwise import accumulation_dtype
 from fgrpo_kernels.softcap import apply_softcap
 
-# CPU: 170 rows of V = 49,152 in float32; more only costs memory (184, 246 and 736 rows take the same time within 5%; 123
-# take 10 to 20% longer, 64 half as long again).
+# CPU: 170 rows of V = 49,152 in float32. More costs memory and gains little: 148, 184, 246 and 736 rows take the same
+# time within 5%; 123 take 10 to 20% longer, 64 half as long again.
 CPU_BLOCK_BYTES = 32 << 20
 CPU_MIN_ROWS = 128
 # GPU: the weight's gradient is read and written once a block, in float32: 8 bytes an element for 2 operations a row.

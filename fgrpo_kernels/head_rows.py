@@ -14,6 +14,8 @@ from fgrpo_kernels import rowwise
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import head_rows as gpu
 from fgrpo_kernels.head_blocks import Block
+from fgrpo_kernels.objectives.base import DeviceForm
+from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.rowwise import RowStats, accumulation_dtype
 
 
@@ -37,6 +39,31 @@ class HeadStats(NamedTuple):
 
     def select(self, rows: Tensor | slice) -> HeadStats:
         return HeadStats(*(x_n[rows] for x_n in self))
+
+
+def write_stats_and_gradient(out: HeadStats, block: Block, temperature: float, terms: PolicyTerms) -> None:
+    """Both at once, for a loss that depends on these rows alone; `terms` are those of these rows."""
+    logits_nV, targets_n = block.logits_nV, block.targets_n
+    form = _one_pass_form(terms) if uses_triton(logits_nV) else None
+    if form is not None:
+        gpu.overwrite_with_loss_gradient(
+            logits_nV, targets_n, terms, form, temperature, out.logp_n, out.entropy_n
+        )  # fmt: skip
+    elif uses_triton(logits_nV) or terms.entropy_coef != 0 or logits_nV.dtype != accumulation_dtype(logits_nV.dtype):
+        write_stats(out, block, temperature)
+        overwrite_with_gradient(block, out, temperature, *terms.gradients(out.logp_n, out.entropy_n))
+    else:
+        stats = rowwise.row_stats(logits_nV, targets_n, temperature, leave_exps=True)
+        out.logp_n.copy_(stats.logp_n)
+        out.entropy_n.copy_(stats.entropy_n)
+        grad_logp_n, _ = terms.gradients(stats.logp_n, stats.entropy_n)
+        rowwise.exps_to_gradient_(logits_nV, targets_n, stats, temperature, grad_logp_n)
+
+
+def _one_pass_form(terms: PolicyTerms) -> DeviceForm | None:
+    """The objective's Triton form, if the kernel that makes statistics and gradient in one launch can take it."""
+    device_form = getattr(terms.objective, "device_form", None)
+    return None if terms.objective.sequence_level or device_form is None else device_form()
 
 
 def write_stats(out: HeadStats, block: Block, temperature: float) -> None:

@@ -11,17 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import check_rows, check_targets
-from fgrpo_kernels.dispatch import uses_triton
-from fgrpo_kernels.gpu.head_rows import overwrite_with_loss_gradient
 from fgrpo_kernels.head_blocks import LogitsBlocks, Rows, all_rows
 from fgrpo_kernels.head_gradients import HeadGradients, scale_for
-from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats
+from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
 from fgrpo_kernels.linear_token_logprobs import logprobs_of_head, stats_of_rows
 from fgrpo_kernels.lm_head import Head, HeadTensors, LowRank, make_head
 from fgrpo_kernels.objectives import Objective, PPOClip
-from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
 from fgrpo_kernels.rowwise import accumulation_dtype
@@ -175,24 +172,10 @@ def _stats_and_gradients(
         return stats, gradients
 
     stats = HeadStats.zeros(len(rows), hidden_NH)
-    form = _one_pass_form(terms) if uses_triton(hidden_NH) else None
     for block in blocks:
-        part, its_terms = stats.select(block.where), terms.select(block.where)
-        if form is None:
-            write_stats(part, block, temperature)
-            overwrite_with_gradient(block, part, temperature, *its_terms.gradients(part.logp_n, part.entropy_n))
-        else:
-            overwrite_with_loss_gradient(
-                block.logits_nV, block.targets_n, its_terms, form, temperature, part.logp_n, part.entropy_n
-            )
+        write_stats_and_gradient(stats.select(block.where), block, temperature, terms.select(block.where))
         gradients.add(block)
     return stats, gradients
-
-
-def _one_pass_form(terms: PolicyTerms) -> DeviceForm | None:
-    """The objective's Triton form, if the kernel that makes statistics and gradient in one launch can take it."""
-    device_form = getattr(terms.objective, "device_form", None)
-    return None if terms.objective.sequence_level or device_form is None else device_form()
 
 
 def _slope_bounds(terms: PolicyTerms) -> Tensor:

@@ -10,7 +10,7 @@ from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.numerics import exp, expm1
 from fgrpo_kernels.jit import jit, tl
 
-BLOCK = 2048
+BLOCK = 4096
 NUM_WARPS = 8
 
 
