@@ -6,6 +6,7 @@ N rows   n rows of a block   H hidden size   V vocabulary   R rank of a low-rank
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ GPU_ROW_MULTIPLE = 128  # of the products' tiles
 ROW_ALIGNMENT_BYTES = 128  # rows of logits start where 16-byte accesses and the products want them
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """The rows that count: their distinct indices into hidden, None for all of them; and their targets."""
 
     index_n: Tensor | None
@@ -41,10 +43,6 @@ class Rows(NamedTuple):
     def part(self, where: slice) -> Tensor | slice:
         """Index into hidden of some of them."""
         return where if self.index_n is None else self.index_n[where]
-
-    def select(self, kept_n: Tensor) -> Rows:
-        """Some of them, by index."""
-        return Rows(kept_n if self.index_n is None else self.index_n[kept_n], self.targets_n[kept_n])
 
 
 class Block(NamedTuple):
@@ -82,8 +80,8 @@ class LogitsBlocks:
     def __init__(self, head: Head, rows: Rows) -> None:
         self._head, self._rows = head, rows
         options, hidden_NH = head.options, head.tensors.hidden_NH
-        columns = options.vocab_size * (1 if options.softcap is None else 2)
-        self._step = rows_per_block(len(rows), columns, hidden_NH.dtype, hidden_NH.device)
+        buffers = 1 if options.softcap is None else 2
+        self._step = rows_per_block(len(rows), options.vocab_size, buffers, hidden_NH.dtype, hidden_NH.device)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._step)
@@ -121,17 +119,17 @@ def _buffer(like: Tensor, num_rows: int, vocab_size: int) -> Tensor:
     return like.new_empty(num_rows, columns)
 
 
-def rows_per_block(num_rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many rows of logits to form at a time, at least 1; `columns` are those of all buffers together."""
+def rows_per_block(num_rows: int, vocab_size: int, buffers: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many rows of logits to form at a time, at least 1, in so many buffers of a block."""
     if device.type == "cpu":
         # 16-bit logits are counted as float32: their gradient is copied to it for the product that dW accumulates.
-        limit = max(CPU_MIN_ROWS, CPU_BLOCK_BYTES // (columns * accumulation_dtype(dtype).itemsize))
+        limit = max(CPU_MIN_ROWS, CPU_BLOCK_BYTES // (buffers * vocab_size * accumulation_dtype(dtype).itemsize))
         blocks = max(1, -(-num_rows // limit))
         return max(1, -(-num_rows // blocks))  # blocks of equal size
     # A twentieth of what plain PyTorch takes for the logits of all rows in float32.
-    limit = num_rows * accumulation_dtype(dtype).itemsize // (20 * dtype.itemsize)
+    limit = num_rows * accumulation_dtype(dtype).itemsize // (20 * buffers * dtype.itemsize)
     limit = min(GPU_MAX_ROWS, max(GPU_MIN_ROWS, limit))
-    fitting = _free_bytes(device) // 4 // (columns * dtype.itemsize)
+    fitting = _free_bytes(device) // 4 // (buffers * vocab_size * dtype.itemsize)
     limit = max(1, min(limit, fitting))
     return max(1, limit // GPU_ROW_MULTIPLE * GPU_ROW_MULTIPLE or limit)
 

@@ -46,9 +46,7 @@ def write_stats_and_gradient(out: HeadStats, block: Block, temperature: float, t
     logits_nV, targets_n = block.logits_nV, block.targets_n
     form = _one_pass_form(terms) if uses_triton(logits_nV) else None
     if form is not None:
-        gpu.overwrite_with_loss_gradient(
-            logits_nV, targets_n, terms, form, temperature, out.logp_n, out.entropy_n
-        )  # fmt: skip
+        gpu.overwrite_with_loss_gradient(logits_nV, targets_n, terms, form, temperature, out.logp_n, out.entropy_n)
     elif uses_triton(logits_nV) or terms.entropy_coef != 0 or logits_nV.dtype != accumulation_dtype(logits_nV.dtype):
         write_stats(out, block, temperature)
         overwrite_with_gradient(block, out, temperature, *terms.gradients(out.logp_n, out.entropy_n))
@@ -81,9 +79,7 @@ def overwrite_with_gradient(
 ) -> None:
     """Turn the block's logits into their gradient, given a loss's gradients in the rows' logp and entropy."""
     if uses_triton(block.logits_nV):
-        gpu.overwrite_with_gradient(
-            block.logits_nV, block.targets_n, stats, temperature, grad_logp_n, grad_entropy_n
-        )  # fmt: skip
+        gpu.overwrite_with_gradient(block.logits_nV, block.targets_n, stats, temperature, grad_logp_n, grad_entropy_n)
     else:
         rowwise.logits_gradient_(
             block.logits_nV,

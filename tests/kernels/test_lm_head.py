@@ -212,17 +212,18 @@ def test_used_twice_in_one_loss():
     torch.testing.assert_close([hidden.grad, weight.grad], expected)
 
 
+@pytest.mark.parametrize("buffers", [1, 2])
 @pytest.mark.parametrize("num_rows", [1, 300, 2_000, 8_192, 100_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_block_size_on_a_gpu(monkeypatch, num_rows, dtype):
+def test_block_size_on_a_gpu(monkeypatch, num_rows, dtype, buffers):
     monkeypatch.setattr(blocks, "_free_bytes", lambda device: 80 << 30)
-    rows = blocks.rows_per_block(num_rows, 151_936, dtype, torch.device("cuda"))
+    rows = blocks.rows_per_block(num_rows, 151_936, buffers, dtype, torch.device("cuda"))
     assert rows in (256, *range(384, 1025, 128))
     twentieth = num_rows * 151_936 * 4 / 20
-    assert rows * 151_936 * dtype.itemsize <= twentieth or rows == 256
+    assert buffers * rows * 151_936 * dtype.itemsize <= twentieth or rows == 256
     monkeypatch.setattr(blocks, "_free_bytes", lambda device: 400 << 20)
-    scarce = blocks.rows_per_block(num_rows, 151_936, dtype, torch.device("cuda"))
-    assert scarce * 151_936 * dtype.itemsize <= 100 << 20
+    scarce = blocks.rows_per_block(num_rows, 151_936, buffers, dtype, torch.device("cuda"))
+    assert buffers * scarce * 151_936 * dtype.itemsize <= 100 << 20
 
 
 @pytest.mark.parametrize(
