@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/kernels/test_gpu.py", "tests/kernels/test_registration.py"]
-BENCHMARKS = ["bench_group_advantages.py", "bench_token_logprobs.py", "bench_grpo_loss.py"]
+TESTS = ["tests/kernels/test_gpu.py", "tests/kernels/test_gpu_head.py", "tests/kernels/test_registration.py"]
+BENCHMARKS = ["bench_group_advantages.py", "bench_token_logprobs.py", "bench_grpo_loss.py", "bench_linear_grpo_loss.py"]
 
 
 def main() -> int:

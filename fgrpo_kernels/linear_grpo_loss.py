@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fgrpo_kernels.checks import check_head, check_positive, check_rows, check_targets
-from fgrpo_kernels.grpo_loss import real_vocab_size
+from fgrpo_kernels.checks import check_rows, check_targets
+from fgrpo_kernels.head_blocks import LogitsBlocks, Rows, all_rows
+from fgrpo_kernels.head_gradients import HeadGradients, scale_for
+from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
-from fgrpo_kernels.lm_head import Head, HeadGradients, head_for_autocast, logits_blocks, num_blocks
+from fgrpo_kernels.linear_token_logprobs import logprobs_of_head, stats_of_rows
+from fgrpo_kernels.lm_head import Head, HeadTensors, LowRank, make_head
 from fgrpo_kernels.objectives import Objective, PPOClip
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
-from fgrpo_kernels.rowwise import RowStats, accumulation_dtype, row_stats
+from fgrpo_kernels.rowwise import accumulation_dtype
 
 
 def linear_grpo_loss(
@@ -27,6 +32,7 @@ def linear_grpo_loss(
     weights: Tensor,
     *,
     bias: Tensor | None = None,
+    low_rank: LowRank | None = None,
     old_logp: Tensor | None = None,
     ref_logp: Tensor | None = None,
     policy_factor: Tensor | None = None,
@@ -37,24 +43,29 @@ def linear_grpo_loss(
     kl: KL = "k3",
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
     vocab_size: int | None = None,
+    head_dtype: torch.dtype | None = None,
 ) -> GRPOLoss:
-    """`grpo_loss(hidden @ weight.T + bias, ...)`, equal in loss, metrics and gradients, without `[N, V]`.
+    """`grpo_loss(head(hidden), ...)`, equal in loss, metrics and gradients, without the logits of all rows.
 
-    Rows without signal are left out before the first matrix product. The logits are formed in blocks of rows; a
-    token-level objective's gradient is known as soon as a block's logits are, so each block is turned into its
-    gradient in place and multiplied on at once: three matrix products a row in all, two with a frozen weight, one
-    under `torch.no_grad()`. A sequence-level objective first needs the log-probabilities of whole sequences; when
-    the rows do not fit in one block, their logits are formed a second time.
+    Rows without signal are left out before the first matrix product; on a GPU, counting them waits for the device once.
+    The logits are formed in blocks of rows. A token-level objective's gradient is known as soon as a block's logits
+    are, so each block is turned into its gradient in place and multiplied on at once: three matrix products a row in
+    all, two with a frozen weight, one under `torch.no_grad()`. A sequence-level objective first needs the
+    log-probabilities of whole sequences; when the rows do not fit in one block, their logits are formed a second time.
 
     The gradients are computed here, in the forward pass, and scaled by the incoming gradient in the backward pass,
-    which gives them away. A second backward pass (`retain_graph=True`) computes them again.
+    which gives them away. A second backward pass (`retain_graph=True`) computes them again. Under `torch.compile` the
+    gradients are computed in the backward pass instead, with one more product.
 
     Args:
         hidden: `[B, T, H]` (padded) or `[N, H]` (packed), any floating dtype.
-        weight: `[V, H]`, of that dtype (under autocast: any). Its gradient is accumulated in float32, and not at all
-            if it is frozen.
-        bias: `[V]`.
+        weight: `[V, H]`, of that dtype (under autocast or with `head_dtype`: any). Its gradient is accumulated in
+            float32, and not at all if it is frozen.
+        bias, low_rank, temperature, logit_scale, logit_softcap, vocab_size, head_dtype: the head, as in
+            `linear_token_logprobs`.
         others: as in `grpo_loss`.
 
     Returns:
@@ -63,14 +74,22 @@ def linear_grpo_loss(
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options, by name.
     """
-    hidden, weight, bias = head_for_autocast(hidden, weight, bias)
-    check_head("linear_grpo_loss", hidden, weight, bias)
-    check_positive("linear_grpo_loss", "temperature", temperature)
-    vocab_size = real_vocab_size("linear_grpo_loss", vocab_size, len(weight))
+    head = make_head(
+        "linear_grpo_loss",
+        hidden,
+        weight,
+        bias,
+        low_rank,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        vocab_size=vocab_size,
+        head_dtype=head_dtype,
+    )
     terms = flatten_terms(
         "linear_grpo_loss",
         hidden.shape[:-1],
-        accumulation_dtype(hidden.dtype),
+        accumulation_dtype(head.tensors.hidden_NH.dtype),
         advantages=advantages,
         weights=weights,
         old_logp=old_logp,
@@ -84,40 +103,39 @@ def linear_grpo_loss(
         entropy_coef=entropy_coef,
     )
     check_rows("linear_grpo_loss", "targets", targets, hidden.shape[:-1])
-    rows, terms = terms.informative_rows()
-    targets_n = targets.reshape(-1)[rows]
-    check_targets("linear_grpo_loss", targets_n, vocab_size)
-
-    hidden_NH = hidden.reshape(-1, hidden.shape[-1])
+    targets_N = targets.reshape(-1)
+    if torch.compiler.is_compiling():
+        return _loss_of_logprobs(head, targets_N, terms)
+    index_n, terms = terms.informative_rows()
+    targets_n = targets_N[index_n]
+    check_targets("linear_grpo_loss", targets_n, head.options.vocab_size)
+    rows = all_rows(targets_n) if len(index_n) == len(targets_N) else Rows(index_n, targets_n)
     grad_enabled = torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, logp_n, entropy_n = _LinearGRPOLoss.apply(
-            hidden_NH, weight, bias, rows, targets_n, temperature, vocab_size, terms, grad_enabled
-        )
+        loss, logp_n, entropy_n = _LinearGRPOLoss.apply(*head.tensors, head.options, rows, terms, grad_enabled)
     return GRPOLoss(loss, terms.metrics(logp_n, entropy_n))
+
+
+def _loss_of_logprobs(head: Head, targets_N: Tensor, terms: PolicyTerms) -> GRPOLoss:
+    """In ops that a compiler can see: the number of rows that count is known inside of one only."""
+    live_N = terms.informative_mask()
+    terms = terms.blanked(live_N)
+    check_targets("linear_grpo_loss", targets_N, head.options.vocab_size)
+    logp_N, entropy_N = logprobs_of_head(head, targets_N, live_N)
+    return GRPOLoss(terms.loss(logp_N, entropy_N), terms.metrics(logp_N, entropy_N))
 
 
 class _LinearGRPOLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        rows_n: Tensor,
-        targets_n: Tensor,
-        temperature: float,
-        vocab_size: int,
-        terms: PolicyTerms,
-        grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        head = Head(hidden_NH, weight_VH, bias_V, rows_n, targets_n, temperature, vocab_size)
-        if grad_enabled and any(ctx.needs_input_grad[:3]):
-            stats, gradients = _stats_and_gradients(head, terms, ctx.needs_input_grad[:3])
-            ctx.save_for_backward(hidden_NH, weight_VH, bias_V, rows_n, targets_n)
-            ctx.gradients, ctx.temperature, ctx.vocab_size, ctx.terms = gradients, temperature, vocab_size, terms
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, options, rows, terms, grad_enabled = arguments
+        head = Head(HeadTensors(*tensors), options)
+        if grad_enabled and any(ctx.needs_input_grad[:5]):
+            stats, ctx.gradients = _stats_and_gradients(head, rows, terms, ctx.needs_input_grad[:5])
+            ctx.save_for_backward(*tensors)
+            ctx.constants = (options, rows, terms)
         else:
-            stats = _stats(head)
+            stats = stats_of_rows(head, rows)
         ctx.mark_non_differentiable(stats.logp_n, stats.entropy_n)
         return terms.loss(stats.logp_n, stats.entropy_n), stats.logp_n, stats.entropy_n
 
@@ -126,36 +144,41 @@ class _LinearGRPOLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # an earlier backward pass has taken them
-            hidden_NH, weight_VH, bias_V, rows_n, targets_n = ctx.saved_tensors
-            head = Head(hidden_NH, weight_VH, bias_V, rows_n, targets_n, ctx.temperature, ctx.vocab_size)
-            with torch.autocast(head.hidden_NH.device.type, enabled=False):
-                _, gradients = _stats_and_gradients(head, ctx.terms, ctx.needs_input_grad[:3])
-        return (*gradients.result(grad_loss), None, None, None, None, None, None)
-
-
-def _stats(head: Head) -> RowStats:
-    stats = RowStats.empty(len(head.rows_n), head.hidden_NH)
-    for block in logits_blocks(head):
-        stats.store(block.where, row_stats(block.logits_nV, block.targets_n, head.temperature))
-    return stats
+            options, rows, terms = ctx.constants
+            head = Head(HeadTensors(*ctx.saved_tensors), options)
+            with torch.autocast(grad_loss.device.type, enabled=False):
+                _, gradients = _stats_and_gradients(head, rows, terms, ctx.needs_input_grad[:5])
+        return (*gradients.result(grad_loss), None, None, None, None)
 
 
 def _stats_and_gradients(
-    head: Head, terms: PolicyTerms, needed: tuple[bool, bool, bool]
-) -> tuple[RowStats, HeadGradients]:
+    head: Head, rows: Rows, terms: PolicyTerms, needed: Sequence[bool]
+) -> tuple[HeadStats, HeadGradients]:
     """Statistics of all rows, and gradients, from one formation of the logits wherever a block suffices."""
-    gradients = HeadGradients(head, needed)
-    if terms.objective.sequence_level and num_blocks(head) > 1:
-        stats = _stats(head)
+    temperature, hidden_NH = head.options.temperature, head.tensors.hidden_NH
+    scale = scale_for(hidden_NH.dtype, _slope_bounds(terms))
+    if scale is not None:  # the loss is linear in its weights
+        terms = replace(terms, weights_N=terms.weights_N / scale)
+    gradients = HeadGradients(head, rows, needed, scale)
+    blocks = LogitsBlocks(head, rows)
+    if terms.objective.sequence_level and len(blocks) > 1:
+        stats = stats_of_rows(head, rows)
         grad_logp_n, grad_entropy_n = terms.gradients(stats.logp_n, stats.entropy_n)
-        for block in logits_blocks(head):
-            grad_entropy = None if grad_entropy_n is None else grad_entropy_n[block.where]
-            gradients.add(block, stats.select(block.where), grad_logp_n[block.where], grad_entropy)
+        for block in blocks:
+            where = block.where
+            grad_entropy = None if grad_entropy_n is None else grad_entropy_n[where]
+            overwrite_with_gradient(block, stats.select(where), temperature, grad_logp_n[where], grad_entropy)
+            gradients.add(block)
         return stats, gradients
 
-    stats = RowStats.empty(len(head.rows_n), head.hidden_NH)
-    for block in logits_blocks(head):
-        part = row_stats(block.logits_nV, block.targets_n, head.temperature)
-        stats.store(block.where, part)
-        gradients.add(block, part, *terms.select(block.where).gradients(part.logp_n, part.entropy_n))
+    stats = HeadStats.zeros(len(rows), hidden_NH)
+    for block in blocks:
+        write_stats_and_gradient(stats.select(block.where), block, temperature, terms.select(block.where))
+        gradients.add(block)
     return stats, gradients
+
+
+def _slope_bounds(terms: PolicyTerms) -> Tensor:
+    """`[n]`: the order of magnitude of the loss's gradient in each row's logp and entropy, known before the logits."""
+    policy_n = terms.advantages_N if terms.policy_factor_N is None else terms.advantages_N * terms.policy_factor_N
+    return terms.weights_N * (policy_n.abs() + abs(terms.beta) + abs(terms.entropy_coef))

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fgrpo_kernels.checks import check_head, check_positive, check_rows, check_targets
-from fgrpo_kernels.lm_head import Head, HeadGradients, head_for_autocast, logits_blocks
+from fgrpo_kernels.checks import can_look_at, check_rows, check_targets
+from fgrpo_kernels.head_blocks import LogitsBlocks, Rows, all_rows, rows_where
+from fgrpo_kernels.head_gradients import HeadGradients, scale_for
+from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats
+from fgrpo_kernels.lm_head import Head, HeadOptions, HeadTensors, LowRank, make_head
 from fgrpo_kernels.results import TokenLogprobs
-from fgrpo_kernels.rowwise import RowStats, row_stats, rows_with_gradient
 
 
 def linear_token_logprobs(
@@ -20,82 +22,183 @@ def linear_token_logprobs(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    low_rank: LowRank | None = None,
     temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    vocab_size: int | None = None,
+    head_dtype: torch.dtype | None = None,
     row_mask: Tensor | None = None,
 ) -> TokenLogprobs:
-    """`token_logprobs(hidden @ weight.T + bias, targets)`, without ever holding the logits of all rows.
+    """`token_logprobs(head(hidden), targets)`, without ever holding the logits of all rows.
+
+    The head is `z = hidden @ weight.T + hidden_A @ weight_B.T + bias`, then `z * logit_scale`, then
+    `logit_softcap * tanh(z / logit_softcap)`; the softmax is that of `z / temperature`. `docs/lm_head.md` says which
+    model needs what.
 
     The logits are formed in blocks of rows by the library's matrix product, in the inputs' dtype; everything after
     is float32 (float64 for float64 inputs). The backward pass forms them again, for the rows whose incoming gradient
-    is not 0. Memory beyond inputs and gradients: one block of at most 48 MiB (or 64 rows), half
-    as much again for 16-bit inputs.
+    is not 0. Memory beyond inputs and gradients is that of one block: on a CPU at most 32 MiB (or 128 rows) and
+    half as much again for 16-bit inputs, on a GPU at most a twentieth of all rows' float32 logits (or 256 rows); with
+    `logit_softcap`, fewer rows in two buffers.
 
     Args:
         hidden: `[..., H]`, any floating dtype.
-        weight: `[V, H]`, of that dtype (under autocast: any). Frozen, it costs no gradient product.
-        targets: `[...]` int64 in `[0, V)`. Rows that `row_mask` leaves out may hold anything, such as -100.
+        weight: `[V, H]`, of that dtype (under autocast or with `head_dtype`: any). Frozen, it costs no product.
+        targets: `[...]` int64 in `[0, vocab_size)`. Rows that `row_mask` leaves out may hold anything, such as -100.
         bias: `[V]`.
-        temperature: divides the logits.
+        low_rank: `(hidden_A [..., R], weight_B [V, R])`, a LoRA adapter of the head: `hidden_A` is
+            `scaling * lora_A(dropout(hidden))`, computed outside so that A trains by autograd; `weight_B` is B.
+            Cast to the head's dtype.
+        temperature: divides the logits, last of all.
+        logit_scale: multiplies the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        logit_softcap: bounds the scaled logits (Gemma's `final_logit_softcapping`).
+        vocab_size: columns from here on are padding of the vocabulary: no probability, no gradient.
+        head_dtype: the head's products and logits are of this dtype, outside autocast: `torch.float32` is TRL's
+            `cast_lm_head_to_fp32`. A weight of another dtype is copied to it.
         row_mask: `[...]`, bool or number: rows where it is 0 are left out before the first product. Their logp and
-            entropy are 0, and so is their gradient.
+            entropy are 0, and so is their gradient. On a GPU, counting them waits for the device once.
 
     Returns:
-        TokenLogprobs(logp, entropy), each `[...]`, in nats, differentiable in hidden, weight and bias.
+        TokenLogprobs(logp, entropy), each `[...]`, in nats, differentiable in hidden, weight, bias and low_rank.
 
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options, by name.
     """
-    hidden, weight, bias = head_for_autocast(hidden, weight, bias)
-    check_head("linear_token_logprobs", hidden, weight, bias)
+    head = make_head(
+        "linear_token_logprobs",
+        hidden,
+        weight,
+        bias,
+        low_rank,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        vocab_size=vocab_size,
+        head_dtype=head_dtype,
+    )
     check_rows("linear_token_logprobs", "targets", targets, hidden.shape[:-1])
-    check_positive("linear_token_logprobs", "temperature", temperature)
-    if row_mask is None:
-        rows = torch.arange(targets.numel(), device=hidden.device)
-    else:
-        check_rows("linear_token_logprobs", "row_mask", row_mask, targets.shape)
-        rows = row_mask.reshape(-1).nonzero().squeeze(1)
-    targets_n = targets.reshape(-1)[rows]
-    check_targets("linear_token_logprobs", targets_n, len(weight))
-
-    with torch.autocast(hidden.device.type, enabled=False):
-        outputs = _LinearTokenLogprobs.apply(
-            hidden.reshape(-1, hidden.shape[-1]), weight, bias, rows, targets_n, temperature
-        )
+    targets_N, keep_N = targets.reshape(-1).contiguous(), None
     if row_mask is not None:
-        outputs = [x_n.new_zeros(targets.numel()).index_copy(0, rows, x_n) for x_n in outputs]
+        check_rows("linear_token_logprobs", "row_mask", row_mask, targets.shape)
+        keep_N = row_mask.reshape(-1) != 0
+    counted = targets_N[keep_N] if keep_N is not None and can_look_at(targets) else targets_N
+    check_targets("linear_token_logprobs", counted, head.options.vocab_size)
+    outputs = logprobs_of_head(head, targets_N, keep_N)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 
-class _LinearTokenLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        rows_n: Tensor,
-        targets_n: Tensor,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        stats = RowStats.empty(len(rows_n), hidden_NH)
-        for block in logits_blocks(Head(hidden_NH, weight_VH, bias_V, rows_n, targets_n, temperature, len(weight_VH))):
-            stats.store(block.where, row_stats(block.logits_nV, block.targets_n, temperature))
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, rows_n, targets_n, *stats)
-        ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
-        return stats.logp_n, stats.entropy_n
+def logprobs_of_head(head: Head, targets_N: Tensor, keep_N: Tensor | None) -> tuple[Tensor, Tensor]:
+    """logp and entropy `[N]`, 0 in rows that are not kept. Not checked."""
+    outputs = head_logprobs(*head.tensors, targets_N, keep_N, *head.options)
+    return outputs[0], outputs[1]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, rows_n, targets_n, *saved = ctx.saved_tensors
-        stats = RowStats(*saved)
-        kept, grad_logp_n, grad_entropy_n = rows_with_gradient(stats, grad_logp_n, grad_entropy_n)
-        head = Head(hidden_NH, weight_VH, bias_V, rows_n[kept], targets_n[kept], ctx.temperature, len(weight_VH))
-        gradients = HeadGradients(head, ctx.needs_input_grad[:3])
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for block in logits_blocks(head):
-                n = kept[block.where]
-                grad_entropy = None if grad_entropy_n is None else grad_entropy_n[n]
-                gradients.add(block, stats.select(n), grad_logp_n[n], grad_entropy)
-        return (*gradients.result(), None, None, None)
+
+@torch.library.custom_op("fgrpo::linear_token_logprobs", mutates_args=())
+def head_logprobs(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    hidden_NR: Tensor | None,
+    weight_VR: Tensor | None,
+    targets_N: Tensor,
+    keep_N: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """HeadStats of the kept rows, 0 in the others: four times `[N]`. Differentiable in the first two."""
+    head = Head(
+        HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR), HeadOptions(temperature, softcap, vocab_size)
+    )
+    rows = all_rows(targets_N) if keep_N is None else rows_where(keep_N, targets_N)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        stats = stats_of_rows(head, rows)
+    if rows.index_n is None:
+        return stats
+    whole = HeadStats.zeros(targets_N.shape[0], hidden_NH)
+    for x_N, x_n in zip(whole, stats, strict=True):
+        x_N.index_copy_(0, rows.index_n, x_n)
+    return whole
+
+
+def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
+    """Statistics `[n]` of the rows, and nothing else."""
+    stats = HeadStats.zeros(len(rows), head.tensors.hidden_NH)
+    for block in LogitsBlocks(head, rows):
+        write_stats(stats.select(block.where), block, head.options.temperature)
+    return stats
+
+
+@head_logprobs.register_fake
+def _(hidden_NH: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return HeadStats.zeros(hidden_NH.shape[0], hidden_NH)
+
+
+@torch.library.custom_op("fgrpo::linear_token_logprobs_backward", mutates_args=())
+def head_logprobs_backward(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    hidden_NR: Tensor | None,
+    weight_VR: Tensor | None,
+    targets_N: Tensor,
+    keep_N: Tensor | None,
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    peak_N: Tensor,
+    log_sum_N: Tensor,
+    grad_logp_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    vocab_size: int,
+    needed: list[bool],
+) -> list[Tensor]:
+    """The gradients of the needed ones of the first five."""
+    head = Head(
+        HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR), HeadOptions(temperature, softcap, vocab_size)
+    )
+    grad_logp_N = torch.zeros_like(logp_N) if grad_logp_N is None else grad_logp_N.contiguous()
+    kept_N, largest_N = grad_logp_N != 0, grad_logp_N.abs()
+    if grad_entropy_N is not None:
+        grad_entropy_N = grad_entropy_N.contiguous()
+        kept_N, largest_N = kept_N | (grad_entropy_N != 0), torch.maximum(largest_N, grad_entropy_N.abs())
+    rows = rows_where(kept_N if keep_N is None else kept_N & keep_N, targets_N)
+    scale = scale_for(hidden_NH.dtype, largest_N)
+    if scale is not None:
+        grad_logp_N, grad_entropy_N = grad_logp_N / scale, None if grad_entropy_N is None else grad_entropy_N / scale
+    stats = HeadStats(logp_N, entropy_N, peak_N, log_sum_N)
+    gradients = HeadGradients(head, rows, needed, scale)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        for block in LogitsBlocks(head, rows):
+            n = rows.part(block.where)
+            grad_entropy_n = None if grad_entropy_N is None else grad_entropy_N[n]
+            overwrite_with_gradient(block, stats.select(n), temperature, grad_logp_N[n], grad_entropy_n)
+            gradients.add(block)
+    return [x for x in gradients.result() if x is not None]
+
+
+@head_logprobs_backward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(x) for x, need in zip(arguments[:5], arguments[-1], strict=True) if need]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, temperature, softcap, vocab_size = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = (temperature, softcap, vocab_size)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(
+    ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    needed = list(ctx.needs_input_grad[:5])
+    found = iter(head_logprobs_backward(*ctx.saved_tensors, grad_logp_N, grad_entropy_N, *ctx.options, needed))
+    return (*(next(found) if need else None for need in needed), *[None] * 5)
+
+
+head_logprobs.register_autograd(_backward, setup_context=_save)

@@ -14,10 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Logits that are formed at a time: 256 rows of V = 49,152 in float32, from where on a matrix product is at full speed
-# (at 128 rows it takes a fifth longer, at 64 half as long again); more only costs memory.
-LOGITS_BLOCK_BYTES = 48 << 20
-MIN_BLOCK_ROWS = 64
 # Logits that the element-wise arithmetic takes at a time: small enough for a core's L2 cache, large enough that the
 # calls do not count.
 SLICE_BYTES = 2 << 20
@@ -52,20 +48,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rows_per_block(num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
-    """How many rows of logits to form at a time: within the memory limit, and in blocks of equal size.
+def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float, *, leave_exps: bool = False) -> RowStats:
+    """Statistics of `softmax(logits_nV / temperature)`.
 
-    16-bit logits are counted as float32: their gradient is copied to it for the product that dW accumulates.
+    The logits are not changed; or, with `leave_exps`, for float32 and float64, made ready for `exps_to_gradient_`:
+    replaced by `exp(logits / temperature - peak)`, without the target's, and `lse_n` is then relative to the peak too.
     """
-    limit = max(MIN_BLOCK_ROWS, LOGITS_BLOCK_BYTES // (vocab_size * accumulation_dtype(dtype).itemsize))
-    num_blocks = max(1, -(-num_rows // limit))
-    return max(1, -(-num_rows // num_blocks))
-
-
-def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float) -> RowStats:
-    """Statistics of `softmax(logits_nV / temperature)`; the logits are not changed."""
+    assert not leave_exps or logits_nV.dtype == accumulation_dtype(logits_nV.dtype), "16 bits would round the sums"
     stats = RowStats.empty(len(targets_n), logits_nV)
-    for rows, shifted, exps in _work_slices(logits_nV):
+    for rows, shifted, work in _work_slices(logits_nV):
+        exps = logits_nV[rows] if leave_exps else work
         scaled = _scaled(logits_nV[rows], temperature, shifted)
         highest = scaled.amax(-1, keepdim=True)
         torch.sub(scaled, highest, out=shifted)
@@ -78,9 +70,19 @@ def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float) -> RowSt
         log_sum = torch.log1p(others + torch.expm1(target))
         dots = shifted.clamp_(min=LOWEST_LOG).mul_(exps).sum(-1)
         dots += target.clamp(min=LOWEST_LOG) * target.exp()
-        part = RowStats(highest.squeeze(-1) + log_sum, target - log_sum, log_sum - dots / (others + target.exp()))
+        lse = log_sum if leave_exps else highest.squeeze(-1) + log_sum
+        part = RowStats(lse, target - log_sum, log_sum - dots / (others + target.exp()))
         stats.store(rows, part)
     return stats
+
+
+def exps_to_gradient_(
+    exps_nV: Tensor, targets_n: Tensor, stats: RowStats, temperature: float, grad_logp_n: Tensor
+) -> None:
+    """What `logits_gradient_` does for a loss without entropy, from what `row_stats` left: no second exponential."""
+    exps_nV.mul_((-grad_logp_n / temperature * torch.exp(-stats.lse_n))[:, None])
+    at_target_n = grad_logp_n * -torch.expm1(stats.logp_n) / temperature
+    exps_nV.scatter_(-1, targets_n[:, None], at_target_n[:, None])
 
 
 def logits_gradient_(

@@ -5,9 +5,11 @@ to these, and benchmarks take them as the baseline.
 """
 
 from fgrpo_kernels.reference.group_advantages import group_advantages
-from fgrpo_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
+from fgrpo_kernels.reference.grpo_loss import grpo_loss
+from fgrpo_kernels.reference.linear_grpo_loss import linear_grpo_loss
+from fgrpo_kernels.reference.linear_token_logprobs import linear_token_logprobs
 from fgrpo_kernels.reference.partial_token_stats import partial_token_stats
-from fgrpo_kernels.reference.token_logprobs import linear_token_logprobs, token_logprobs
+from fgrpo_kernels.reference.token_logprobs import token_logprobs
 from fgrpo_kernels.reference.token_weights import token_weights
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Specification of `grpo_loss` and `linear_grpo_loss`.
+"""Specification of `grpo_loss`.
 
 What is specified elsewhere: `policy_terms.py` (the loss as a function of log-probabilities and entropies, which rows
 count, the metrics) and `objectives/`.
@@ -6,9 +6,6 @@ count, the metrics) and `objectives/`.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from fgrpo_kernels.kl import KL
@@ -58,18 +55,3 @@ def grpo_loss(
     logits_nV = logits.reshape(-1, logits.shape[-1])[rows, :vocab_size]
     logp_n, entropy_n = token_logprobs(logits_nV, targets.reshape(-1)[rows], temperature=temperature)
     return GRPOLoss(terms.loss(logp_n, entropy_n), terms.metrics(logp_n, entropy_n))
-
-
-def linear_grpo_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    *,
-    bias: Tensor | None = None,
-    **arguments: Any,
-) -> GRPOLoss:
-    """See `fgrpo_kernels.linear_grpo_loss`; `arguments` are those of `grpo_loss`."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return grpo_loss(logits, targets, advantages, weights, **arguments)

@@ -1,4 +1,4 @@
-"""Specification of `token_logprobs` and `linear_token_logprobs`.
+"""Specification of `token_logprobs`.
 
 V vocabulary
 """
@@ -23,19 +23,3 @@ def token_logprobs(
     finite_log_probs_V = log_probs_V.masked_fill(log_probs_V == -torch.inf, 0.0)
     entropy = -(log_probs_V.exp() * finite_log_probs_V).sum(-1)
     return TokenLogprobs(logp, entropy)
-
-
-def linear_token_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    temperature: float = 1.0,
-    row_mask: Tensor | None = None,
-) -> TokenLogprobs:
-    """See `fgrpo_kernels.linear_token_logprobs`."""
-    keep = torch.ones_like(targets, dtype=torch.bool) if row_mask is None else row_mask != 0
-    logits = torch.nn.functional.linear(hidden[keep], weight, bias)
-    kept = token_logprobs(logits, targets[keep], temperature=temperature)
-    return TokenLogprobs(*(x.new_zeros(targets.shape).masked_scatter(keep, x) for x in kept))

@@ -24,6 +24,9 @@ from fgrpo_kernels.gpu.launch_table import row_tile
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
 from fgrpo_kernels.gpu.policy_kernels import finish_kernel, live_rows_kernel, policy_terms_kernel
 from fgrpo_kernels.gpu.policy_terms import BLOCK, TERMS_WARPS
+from fgrpo_kernels.gpu.softcap import BLOCK as SOFTCAP_BLOCK
+from fgrpo_kernels.gpu.softcap import NUM_WARPS as SOFTCAP_WARPS
+from fgrpo_kernels.gpu.softcap import softcap_kernel, softcap_slope_kernel
 from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS, DEVICE_GATHERS
@@ -119,6 +122,8 @@ def variants(architecture: str) -> Iterator[Variant]:
         yield Variant(f"policy terms, {name}, sequences", policy_terms_kernel, "fp32", 0, constants, TERMS_WARPS)
     yield Variant("end of the policy terms", finish_kernel, "fp32", 0, {"BLOCK": BLOCK}, 4)
     yield Variant("scaling of a gradient", scale_kernel, "bf16", 0, {"BLOCK": 4096}, 8)
+    for name, kernel in (("soft cap", softcap_kernel), ("slope of a soft cap", softcap_slope_kernel)):
+        yield Variant(name, kernel, "bf16", 0, {"BLOCK": SOFTCAP_BLOCK}, SOFTCAP_WARPS)
     groups = {"SCALE": "group", "LEAVE_ONE_OUT": False, "BLOCK": 8, "BATCH_BLOCK": MAX_BLOCK}
     by_size = {"ids_ptr": None, "reward_weights_ptr": None}
     yield Variant("group_advantages", group_advantages_kernel, "fp32", 0, groups | by_size, 1)
@@ -132,7 +137,7 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Resources:
     divisible = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in DIVISIBLE or "stride_" in name
+        if kind.startswith("*") or name in DIVISIBLE or "stride" in name
     }
     source = ASTSource(variant.kernel, signature, variant.constants, divisible)
     compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps, "enable_fp_fusion": True})
@@ -147,7 +152,7 @@ def _type(name: str, variant: Variant) -> str:
         return "*" + variant.dtype
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
-    if "stride_" in name or name == "size":
+    if "stride" in name or name == "size":
         return "i64"
     return "i32" if name in INTEGERS else "fp32"
 

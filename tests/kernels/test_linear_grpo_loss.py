@@ -5,6 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fgrpo_kernels import PPOClip, linear_grpo_loss, reference, token_weights
+from fgrpo_kernels.dispatch import uses_triton
 
 BLOCKS = [pytest.param(rows, id=f"blocks-of-{rows}") for rows in (1, 5, 1000)]
 LEVELS = ["token", "sequence"]
@@ -13,8 +14,8 @@ LEVELS = ["token", "sequence"]
 @pytest.fixture
 def block_rows(request, monkeypatch):
     """Limits blocks to this many rows of V float64 logits."""
-    monkeypatch.setattr("fgrpo_kernels.rowwise.MIN_BLOCK_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.rowwise.LOGITS_BLOCK_BYTES", request.param * V * 8)
+    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", request.param * V * 8)
     return request.param
 
 
@@ -90,17 +91,17 @@ def test_gradcheck(block_rows, level):
 
 
 class LargestTensor(TorchDispatchMode):
-    """The most elements that any tensor made inside has, and how many rows went through matrix products."""
+    """The most bytes that any tensor made inside has, and how many rows went through matrix products."""
 
-    def __init__(self):
+    def __init__(self, vocab=V):
         super().__init__()
-        self.numel, self.product_rows = 0, 0
+        self.vocab, self.nbytes, self.product_rows = vocab, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
-        if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out):  # hidden @ weight.T into the block
-            self.product_rows += len(args[-2])
+        self.nbytes = max([self.nbytes, *(x.nbytes for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out) and out.shape[1] == self.vocab:
+            self.product_rows += len(out)  # hidden @ weight.T into the block
         return out
 
 
@@ -112,15 +113,16 @@ def test_the_logits_of_all_rows_never_exist(monkeypatch, level):
     weight = torch.randn(vocab, hidden_size, generator=rng).requires_grad_()
     targets = torch.randint(vocab, (N,), generator=rng)
     arguments = {"weights": torch.ones(N), "sequence_ids": torch.arange(N) // 20, "objective": PPOClip(level=level)}
-    monkeypatch.setattr("fgrpo_kernels.rowwise.MIN_BLOCK_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.rowwise.LOGITS_BLOCK_BYTES", 40 * vocab * 4)
-    with LargestTensor() as seen:
+    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", 40 * vocab * 4)
+    with LargestTensor(vocab) as seen:
         linear_grpo_loss(hidden, weight, targets, torch.randn(20, generator=rng), **arguments).loss.backward()
-    assert seen.numel == 40 * vocab
+    columns = 512 if uses_triton(hidden) else vocab  # a kernel's rows are aligned
+    assert seen.nbytes == 40 * columns * 4
     assert seen.product_rows == (N if level == "token" else 2 * N)
     with LargestTensor() as seen:
         reference.linear_grpo_loss(hidden, weight, targets, torch.randn(20, generator=rng), **arguments)
-    assert seen.numel == N * vocab  # the measure sees such a tensor where there is one
+    assert seen.nbytes == N * vocab * 4  # the measure sees such a tensor where there is one
 
 
 @pytest.mark.parametrize(
