@@ -8,29 +8,30 @@ P parameters (elements of a delta)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fgrpo_kernels.dispatch import device_of
-from fgrpo_kernels.gpu.delta_codec_kernels import (
+from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
+from fgrpo_kernels.gpu.delta_codec_values import (
     LARGEST_MAGNITUDE,
     NO_FAULT,
     ONE_ROUNDING_EACH,
-    decode_kernel,
-    encode_kernel,
-    sum_kernel,
+    bfloat16_kernel,
+    float32_kernel,
 )
 
-BITS = {"int8": 8, "int4": 4, "int2": 2}
-CODECS = (*BITS, "none")
+BITS = {"int8": 8, "int4": 4, "int2": 2}  # of the codecs with blocks
+CODECS = (*BITS, "bf16", "none")
 
-THREADS = 256
-# Of a program: 256 threads have 16 bytes each of float32, or of bfloat16 where that is all there is. With twice as many
-# values a thread, float32 would go through shared memory between its loads and stores.
-COLUMNS = 128  # values that `sum_kernel` reduces together: what a warp of 32 reads at a time
-LONGEST_ROW = 1024  # values after a fault's noted start among which it is; the largest block
+THREADS = 256  # of a program
+# Values that a thread reads at once: 16 bytes of float32, or of bfloat16 where that is all there is. With 8 float32s,
+# whose order in memory is not that of a write, the compiler would exchange them through shared memory.
+FLOAT32S, BFLOAT16S = 4, 8
+COLUMNS = 128  # values that the kernels without blocks reduce together: what 32 threads read at once
+LONGEST_ROW = 1024  # values from a fault's noted start on, among which it is: the largest block
 
 
 class Delta(NamedTuple):
@@ -44,6 +45,9 @@ class Delta(NamedTuple):
     def size(self) -> int:
         return self.new.numel()
 
+    def parts(self) -> dict[str, Tensor]:
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
 
 def encode(
     new: Tensor,
@@ -53,106 +57,105 @@ def encode(
     block: int,
     rounding: str,
     seed: int,
+    scale: str = "absmax",
 ) -> tuple[Tensor, Tensor]:
     """`(codes, scales)` of `new - base + residual` on its device: uint8 [bytes], bfloat16 [ceil(P / block)].
 
     new, base: float32 or bfloat16 [P]
-    residual: float32 [P], updated in place. Because that overwrites an input, its update is a second pass, which
-        writes nothing if the first one has found a value that cannot be encoded.
-    codec, block, rounding, seed: as `fgrpo_kernels.codec.encode` has checked them
+    residual: float32 [P], updated in place. Because that overwrites an input, a pass before it looks for values that
+        cannot be encoded, and the update is not made if there is one.
+    codec, block, rounding, seed: as `fgrpo_kernels.codec.encode` takes and checks them
+    scale: "absmax"
 
     Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, with `residual` unchanged; and
-    for operands of unequal sizes, on different devices or in the same memory.
+    for operands of unequal sizes, on different devices or in the same memory, and what there is on the CPU only.
     """
-    if codec not in CODECS:
-        raise ValueError(f"encode: codec must be one of {', '.join(CODECS)} on a GPU, got {codec!r}")
+    _check_codec("encode", codec)
+    if scale != "absmax":
+        raise ValueError(f"encode: on a GPU scale must be 'absmax', got {scale!r}; for that one call .cpu() first")
     delta = Delta(new.detach(), None if base is None else base.detach(), residual)
     _check_operands(delta)
-    fault = torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
-    if codec == "none":
-        codes = torch.empty(4 * delta.size, dtype=torch.uint8, device=new.device)
-        scales = torch.empty(0, dtype=torch.bfloat16, device=new.device)
-        _launch_sum(delta, codes.view(torch.float32), fault)
-        _refuse_faults(delta, fault)
-        if residual is not None:
-            residual.zero_()
-        return codes, scales
-
-    rows = -(-delta.size // block)
-    codes = torch.empty(rows * (block * BITS[codec] // 8), dtype=torch.uint8, device=new.device)
-    scales = torch.empty(rows, dtype=torch.bfloat16, device=new.device)
-    if rows == 0:
-        return codes, scales
-    if residual is not None:
-        _launch_sum(delta, None, fault)
     stochastic = rounding == "stochastic"
-    narrow = stochastic or torch.float32 in {x.dtype for x in delta if x is not None}
-    tile = codec_tile(codec, block, values_a_thread=4 if narrow else 8, warp=_warp_of(new.device))
-    with device_of(new):
-        encode_kernel[(-(-rows // tile["ROWS"]),)](
-            *delta, delta.size, codes, scales.view(torch.int16), fault, seed - (seed >> 63 << 64),
-            STOCHASTIC=stochastic, **tile, **ONE_ROUNDING_EACH,
-        )  # fmt: skip
+    seed -= seed >> 63 << 64  # the same 64 bits with a sign
+    fault = torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
+    if residual is not None and codec != "none":
+        _launch(float32_kernel, delta, None, fault, **tile_of_values(_warp(new)))
+
+    scales = torch.empty(-(-delta.size // block) if codec in BITS else 0, dtype=torch.bfloat16, device=new.device)
+    bytes_of_codes = {"none": 4 * delta.size, "bf16": 2 * delta.size}
+    length = bytes_of_codes[codec] if codec not in BITS else scales.numel() * (block * BITS[codec] // 8)
+    codes = torch.empty(length, dtype=torch.uint8, device=new.device)
+    if codec == "none":
+        _launch(float32_kernel, delta, codes.view(torch.float32), fault, **tile_of_values(_warp(new)))
+    elif codec == "bf16":
+        tile = tile_of_values(_warp(new))
+        _launch(bfloat16_kernel, delta, codes.view(torch.int16), fault, seed, STOCHASTIC=stochastic, **tile)
+    else:
+        narrow = all(x.dtype == torch.bfloat16 for x in delta.parts().values())
+        tile = tile_of_blocks(codec, block, _warp(new), BFLOAT16S if narrow and not stochastic else FLOAT32S)
+        outputs = (codes, scales.view(torch.int16), fault, seed)
+        _launch(encode_kernel, delta, *outputs, STOCHASTIC=stochastic, **tile)
     _refuse_faults(delta, fault)
+    if residual is not None and codec == "none":
+        residual.zero_()
     return codes, scales
 
 
 def decode(codes: Tensor, scales: Tensor, codec: str, block: int, out: Tensor) -> None:
     """Write code * scale to `out`, float32 [P], on the device of all three."""
+    _check_codec("decode", codec)
     if not codes.device == scales.device == out.device:
-        raise ValueError(f"decode: out is on {out.device}, codes on {codes.device} and scales on {scales.device}")
-    if codec not in CODECS:
-        raise ValueError(f"decode: codec must be one of {', '.join(CODECS)} on a GPU, got {codec!r}")
+        raise ValueError(f"decode: out is on {out.device}, codes on {codes.device}, scales on {scales.device}")
     if codec == "none":
         out.view(torch.uint8).copy_(codes)
-        return
-    if out.numel() == 0:
-        return
-    tile = codec_tile(codec, block, values_a_thread=4, warp=_warp_of(out.device))
-    with device_of(out):
-        decode_kernel[(-(-scales.numel() // tile["ROWS"]),)](
-            codes, scales.view(torch.int16), out, out.numel(), **tile, **ONE_ROUNDING_EACH
-        )
+    elif codec == "bf16":
+        out.copy_(codes.view(torch.bfloat16))
+    elif out.numel() > 0:
+        tile = tile_of_blocks(codec, block, _warp(out), FLOAT32S)
+        with device_of(out):
+            decode_kernel[(-(-scales.numel() // tile["ROWS"]),)](
+                codes, scales.view(torch.int16), out, out.numel(), **tile, **ONE_ROUNDING_EACH
+            )
 
 
-def codec_tile(codec: str, block: int, *, values_a_thread: int, warp: int) -> dict[str, int]:
-    """A program's share, as arguments of the launch: at least one block, else THREADS times as many bytes of codes."""
+def tile_of_blocks(codec: str, block: int, warp: int, values: int) -> dict[str, int]:
+    """As arguments of a launch: blocks of which each thread has `values` bytes of codes, at least one block."""
     slots = 8 // BITS[codec]
-    rows = max(1, values_a_thread * THREADS * slots // block)
+    rows = max(1, values * THREADS * slots // block)
     return {"BITS": BITS[codec], "BLOCK": block, "ROWS": rows, "num_warps": THREADS // warp}
 
 
-def sum_tile(*, values_a_thread: int, warp: int) -> dict[str, int]:
-    return {"ROWS": values_a_thread * THREADS // COLUMNS, "COLUMNS": COLUMNS, "num_warps": THREADS // warp}
+def tile_of_values(warp: int) -> dict[str, int]:
+    return {"ROWS": FLOAT32S * THREADS // COLUMNS, "COLUMNS": COLUMNS, "num_warps": THREADS // warp}
 
 
-def _warp_of(device: torch.device) -> int:
-    """Threads of a warp."""
-    return 64 if device.type == "cuda" and torch.version.hip is not None else 32
+def _warp(x: Tensor) -> int:
+    """Threads of a warp on the device of `x`."""
+    return 64 if x.device.type == "cuda" and torch.version.hip is not None else 32
 
 
-def _launch_sum(delta: Delta, out: Tensor | None, fault: Tensor) -> None:
-    if delta.size == 0:
-        return
-    tile = sum_tile(values_a_thread=4, warp=_warp_of(delta.new.device))
-    with device_of(delta.new):
-        sum_kernel[(-(-delta.size // (tile["ROWS"] * tile["COLUMNS"])),)](
-            *delta, delta.size, out, fault, **tile, **ONE_ROUNDING_EACH
-        )
+def _launch(kernel: object, delta: Delta, *arguments: object, **constants: int) -> None:
+    """A launch of any kernel that reads a delta, over tiles of ROWS blocks or rows."""
+    tile = constants["ROWS"] * (constants["BLOCK"] if "BLOCK" in constants else constants["COLUMNS"])
+    if delta.size > 0:
+        with device_of(delta.new):
+            kernel[(-(-delta.size // tile),)](*delta, delta.size, *arguments, **constants, **ONE_ROUNDING_EACH)  # type: ignore[index]
+
+
+def _check_codec(op: str, codec: str) -> None:
+    if codec not in CODECS:
+        raise ValueError(f"{op}: on a GPU codec must be one of {', '.join(CODECS)}, got {codec!r}")
 
 
 def _check_operands(delta: Delta) -> None:
     new = delta.new
-    for name, x, whose in (("base", delta.base, "parameters"), ("residual", delta.residual, "model")):
-        if x is None:
-            continue
+    hints = {"base": "are they the same parameters?", "residual": "was it made for another model?"}
+    for name, x in delta.parts().items():
         if x.device != new.device:
             raise ValueError(f"encode: {name} is on {x.device}, new on {new.device}; move one of them")
         if x.numel() != new.numel():
-            likely = "are they the same parameters?" if whose == "parameters" else "was it made for another model?"
-            raise ValueError(f"encode: {name} has {x.numel()} values, new has {new.numel()}; {likely}")
-    for name, x in (("new", new), ("base", delta.base)):
-        if x is not None and delta.residual is not None and _overlap(x, delta.residual):
+            raise ValueError(f"encode: {name} has {x.numel()} values, new has {new.numel()}; {hints[name]}")
+        if delta.residual is not None and x is not delta.residual and _overlap(x, delta.residual):
             raise ValueError(f"encode: {name} shares memory with residual, which encode overwrites")
 
 
@@ -165,17 +168,15 @@ def _refuse_faults(delta: Delta, fault: Tensor) -> None:
     start = int(fault)
     if start == NO_FAULT.value:
         return
-    parts: dict[str, Any] = {
-        name: x[start : start + LONGEST_ROW].cpu().float() for name, x in delta._asdict().items() if x is not None
-    }
-    total = parts["new"]
-    if "base" in parts:
-        total = total - parts["base"]
-    if "residual" in parts:
-        total = total + parts["residual"]
+    near = {name: x[start : start + LONGEST_ROW].cpu().float() for name, x in delta.parts().items()}
+    total = near["new"]
+    if "base" in near:
+        total = total - near["base"]
+    if "residual" in near:
+        total = total + near["residual"]
     at = int(((total.view(torch.int32) & 0x7FFFFFFF) > LARGEST_MAGNITUDE.value).int().argmax())
-    named = ", ".join(f"{name} = {float(x[at]):.6g}" for name, x in parts.items())
+    parts = ", ".join(f"{name} = {float(x[at]):.6g}" for name, x in near.items())
     raise ValueError(
-        f"encode: the delta at index {start + at} is {float(total[at]):.6g} ({named}); values must be finite and at most "
-        "2^127 in magnitude. Did training diverge?"
+        f"encode: the delta at index {start + at} is {float(total[at]):.6g} ({parts}); values must be finite and at "
+        "most 2^127 in magnitude. Did training diverge?"
     )
