@@ -6,8 +6,6 @@ values are taken as SLOTS tiles `[ROWS, BYTES]`, and packing them moves nothing 
 
 from __future__ import annotations
 
-from typing import Any
-
 from fgrpo_kernels.gpu.delta_codec_values import (
     NO_FAULT,
     load,
@@ -61,18 +59,17 @@ def encode_tile(
     row = tl.arange(0, ROWS)
     at = row[:, None] * BLOCK + tl.arange(0, BYTES)[None, :]
 
-    deltas: Any = ()
+    deltas = ()
     peak = tl.zeros([ROWS, BYTES], tl.int32)
     for slot in tl.static_range(SLOTS):
         delta = load_delta(new_ptr, base_ptr, residual_ptr, first, at + slot * BYTES, left, WHOLE)
         peak = tl.maximum(peak, magnitude(delta))
-        deltas = deltas + (delta,)  # noqa: RUF005 - device code has no unpacking
+        deltas = deltas + (delta,)  # type: ignore[assignment]  # noqa: RUF005 - device code has no unpacking
     peak = tl.max(peak, 1)
     if residual_ptr is None:
         note_faults(fault_ptr, first + row * BLOCK, peak)
-        writes_residual = False
     else:  # `float32_kernel` has seen every value
-        writes_residual = tl.load(fault_ptr) == NO_FAULT
+        unharmed = tl.load(fault_ptr) == NO_FAULT
 
     scale_bits = absmax_scale_bits(peak, LARGEST_CODE)
     scale = widen(scale_bits)
@@ -93,8 +90,9 @@ def encode_tile(
             rounded = scaled + ROUNDER
             code = rounded - ROUNDER
         packed |= (rounded.to(tl.int32, bitcast=True) & (2**BITS - 1)) << (slot * BITS)
-        if writes_residual:
-            store(residual_ptr, first, at + slot * BYTES, left, deltas[slot] - code * scale[:, None], WHOLE)
+        if residual_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+            if unharmed:
+                store(residual_ptr, first, at + slot * BYTES, left, deltas[slot] - code * scale[:, None], WHOLE)
 
     rows_left = (left + (BLOCK - 1)) // BLOCK
     byte = row[:, None] * BYTES + tl.arange(0, BYTES)[None, :]

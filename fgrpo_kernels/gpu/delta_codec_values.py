@@ -150,7 +150,7 @@ def bfloat16_tile(
     new_ptr: tl.tensor,
     base_ptr: tl.tensor,
     residual_ptr: tl.tensor,
-    codes_ptr: tl.tensor,
+    halves_ptr: tl.tensor,
     fault_ptr: tl.tensor,
     first: tl.tensor,
     left: tl.tensor,
@@ -171,7 +171,7 @@ def bfloat16_tile(
         below = 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
     # In absolute value at most 2^127, so the sum overflows into neither the sign nor infinity.
     rounded = (bits + below) >> 16
-    store(codes_ptr, first, at, left, rounded.to(tl.int16), WHOLE)
+    store(halves_ptr, first, at, left, rounded.to(tl.int16), WHOLE)
     if residual_ptr is None:
         note_faults(fault_ptr, first + row * COLUMNS, tl.max(magnitude(delta), 1))
     else:  # `float32_kernel` has seen every value
@@ -186,7 +186,7 @@ def bfloat16_kernel(
     base_ptr: tl.tensor,
     residual_ptr: tl.tensor,
     P: tl.tensor,
-    codes_ptr: tl.tensor,
+    halves_ptr: tl.tensor,
     fault_ptr: tl.tensor,
     seed: tl.tensor,
     ROWS: tl.constexpr,
@@ -198,11 +198,11 @@ def bfloat16_kernel(
     left = P - first
     if left >= ROWS * COLUMNS:
         bfloat16_tile(
-            new_ptr, base_ptr, residual_ptr, codes_ptr, fault_ptr, first, ROWS * COLUMNS, seed,
+            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, ROWS * COLUMNS, seed,
             ROWS, COLUMNS, STOCHASTIC, True,
         )  # fmt: skip
     else:
         bfloat16_tile(
-            new_ptr, base_ptr, residual_ptr, codes_ptr, fault_ptr, first, left.to(tl.int32), seed,
+            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, left.to(tl.int32), seed,
             ROWS, COLUMNS, STOCHASTIC, False,
         )  # fmt: skip
