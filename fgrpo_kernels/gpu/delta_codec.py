@@ -76,7 +76,7 @@ def encode(
     delta = Delta(new.detach(), None if base is None else base.detach(), residual)
     _check_operands(delta)
     stochastic = rounding == "stochastic"
-    seed -= seed >> 63 << 64  # the same 64 bits with a sign
+    seed_halves = (_signed(seed & 0xFFFFFFFF), _signed(seed >> 32))
     fault = torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
     if residual is not None and codec != "none":
         _launch(float32_kernel, delta, None, fault, **tile_of_values(_warp(new)))
@@ -89,11 +89,11 @@ def encode(
         _launch(float32_kernel, delta, codes.view(torch.float32), fault, **tile_of_values(_warp(new)))
     elif codec == "bf16":
         tile = tile_of_values(_warp(new))
-        _launch(bfloat16_kernel, delta, codes.view(torch.int16), fault, seed, STOCHASTIC=stochastic, **tile)
+        _launch(bfloat16_kernel, delta, codes.view(torch.int16), fault, *seed_halves, STOCHASTIC=stochastic, **tile)
     else:
         narrow = all(x.dtype == torch.bfloat16 for x in delta.parts().values())
         tile = tile_of_blocks(codec, block, _warp(new), BFLOAT16S if narrow and not stochastic else FLOAT32S)
-        outputs = (codes, scales.view(torch.int16), fault, seed)
+        outputs = (codes, scales.view(torch.int16), fault, *seed_halves)
         _launch(encode_kernel, delta, *outputs, STOCHASTIC=stochastic, **tile)
     _refuse_faults(delta, fault)
     if residual is not None and codec == "none":
@@ -132,6 +132,11 @@ def tile_of_values(warp: int) -> dict[str, int]:
 def _warp(x: Tensor) -> int:
     """Threads of a warp on the device of `x`."""
     return 64 if x.device.type == "cuda" and torch.version.hip is not None else 32
+
+
+def _signed(word: int) -> int:
+    """The same 32 bits as an int32, so that a kernel takes any seed as the same type."""
+    return word - (word >> 31 << 32)
 
 
 def _launch(kernel: object, delta: Delta, *arguments: object, **constants: int) -> None:

@@ -44,7 +44,8 @@ def encode_tile(
     fault_ptr: tl.tensor,
     first_row: tl.tensor,
     left: tl.tensor,
-    seed: tl.tensor,
+    seed_low: tl.tensor,
+    seed_high: tl.tensor,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -79,7 +80,9 @@ def encode_tile(
         scaled = deltas[slot] * inverse[:, None]
         if STOCHASTIC:
             quad = row[:, None] * (BLOCK // 4) + slot * (BYTES // 4) + tl.arange(0, BYTES // 4)[None, :]
-            uniform = (random_words(seed, first, quad) >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+            uniform = (random_words(seed_low, seed_high, first, quad) >> 8).to(
+                tl.float32
+            ) * 5.9604644775390625e-08  # 2^-24
             shifted = scaled + uniform
             code = (shifted + ROUNDER) - ROUNDER
             code = tl.where(code > shifted, code - 1, code)  # the floor
@@ -100,7 +103,7 @@ def encode_tile(
     store(scales_ptr, first_row, row, rows_left, scale_bits.to(tl.int16), WHOLE)
 
 
-@jit(do_not_specialize=["P", "seed"])
+@jit(do_not_specialize=["P", "seed_low", "seed_high"])
 def encode_kernel(
     new_ptr: tl.tensor,
     base_ptr: tl.tensor,
@@ -109,7 +112,8 @@ def encode_kernel(
     codes_ptr: tl.tensor,
     scales_ptr: tl.tensor,
     fault_ptr: tl.tensor,
-    seed: tl.tensor,
+    seed_low: tl.tensor,
+    seed_high: tl.tensor,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -120,13 +124,13 @@ def encode_kernel(
     left = P - first_row * BLOCK
     if left >= ROWS * BLOCK:
         encode_tile(
-            new_ptr, base_ptr, residual_ptr, codes_ptr, scales_ptr, fault_ptr, first_row, ROWS * BLOCK, seed,
-            BITS, BLOCK, ROWS, STOCHASTIC, True,
+            new_ptr, base_ptr, residual_ptr, codes_ptr, scales_ptr, fault_ptr, first_row, ROWS * BLOCK,
+            seed_low, seed_high, BITS, BLOCK, ROWS, STOCHASTIC, True,
         )  # fmt: skip
     else:
         encode_tile(
-            new_ptr, base_ptr, residual_ptr, codes_ptr, scales_ptr, fault_ptr, first_row, left.to(tl.int32), seed,
-            BITS, BLOCK, ROWS, STOCHASTIC, False,
+            new_ptr, base_ptr, residual_ptr, codes_ptr, scales_ptr, fault_ptr, first_row, left.to(tl.int32),
+            seed_low, seed_high, BITS, BLOCK, ROWS, STOCHASTIC, False,
         )  # fmt: skip
 
 

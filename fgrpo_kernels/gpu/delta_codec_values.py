@@ -64,8 +64,10 @@ def note_faults(fault_ptr: tl.tensor, start: tl.tensor, peak: tl.tensor) -> None
 
 
 @jit
-def philox(seed: tl.tensor, counter_low: tl.tensor, counter_high: tl.tensor) -> tuple[tl.tensor, ...]:
-    """The four words of Philox4x32-10 (Salmon et al. 2011) for `counter_high * 2^32 + counter_low`.
+def philox(
+    seed_low: tl.tensor, seed_high: tl.tensor, counter_low: tl.tensor, counter_high: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """The four words of Philox4x32-10 (Salmon et al. 2011); arguments are int32, the halves of 64 bits.
 
     One 64-bit multiplication gives both halves of a product, for which `tl.philox` takes two.
     """
@@ -73,8 +75,8 @@ def philox(seed: tl.tensor, counter_low: tl.tensor, counter_high: tl.tensor) -> 
     c1 = counter_high.to(tl.uint32, bitcast=True)
     c2 = c0 * 0
     c3 = c0 * 0
-    k0 = seed.to(tl.uint32)
-    k1 = (seed.to(tl.int64) >> 32).to(tl.uint32)
+    k0 = seed_low.to(tl.uint32, bitcast=True)
+    k1 = seed_high.to(tl.uint32, bitcast=True)
     for _ in tl.static_range(10):
         product0 = c0.to(tl.uint64) * 0xD2511F53
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -88,14 +90,14 @@ def philox(seed: tl.tensor, counter_low: tl.tensor, counter_high: tl.tensor) -> 
 
 
 @jit
-def random_words(seed: tl.tensor, first: tl.tensor, quad: tl.tensor) -> tl.tensor:
+def random_words(seed_low: tl.tensor, seed_high: tl.tensor, first: tl.tensor, quad: tl.tensor) -> tl.tensor:
     """uint32 for the values `first + 4 * quad` and the three after each: `[R, C]` quads to `[R, 4 * C]` words.
 
     `first` is a multiple of a power of two that `4 * quad` stays below, so their sum carries nothing upwards.
     """
     counter = first // 4
     low = quad + counter.to(tl.int32)
-    word0, word1, word2, word3 = philox(seed, low, quad * 0 + (counter >> 32).to(tl.int32))
+    word0, word1, word2, word3 = philox(seed_low, seed_high, low, quad * 0 + (counter >> 32).to(tl.int32))
     words = tl.join(tl.join(word0, word2), tl.join(word1, word3))  # [R, C, 2, 2] in the order of the values
     return tl.reshape(words, [quad.shape[0], 4 * quad.shape[1]])
 
@@ -154,7 +156,8 @@ def bfloat16_tile(
     fault_ptr: tl.tensor,
     first: tl.tensor,
     left: tl.tensor,
-    seed: tl.tensor,
+    seed_low: tl.tensor,
+    seed_high: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
@@ -166,7 +169,7 @@ def bfloat16_tile(
     bits = delta.to(tl.int32, bitcast=True)
     if STOCHASTIC:
         quad = row[:, None] * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
-        below = (random_words(seed, first, quad) >> 16).to(tl.int32)
+        below = (random_words(seed_low, seed_high, first, quad) >> 16).to(tl.int32)
     else:
         below = 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
     # In absolute value at most 2^127, so the sum overflows into neither the sign nor infinity.
@@ -180,7 +183,7 @@ def bfloat16_tile(
             store(residual_ptr, first, at, left, delta - decoded, WHOLE)
 
 
-@jit(do_not_specialize=["P", "seed"])
+@jit(do_not_specialize=["P", "seed_low", "seed_high"])
 def bfloat16_kernel(
     new_ptr: tl.tensor,
     base_ptr: tl.tensor,
@@ -188,7 +191,8 @@ def bfloat16_kernel(
     P: tl.tensor,
     halves_ptr: tl.tensor,
     fault_ptr: tl.tensor,
-    seed: tl.tensor,
+    seed_low: tl.tensor,
+    seed_high: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
@@ -198,11 +202,11 @@ def bfloat16_kernel(
     left = P - first
     if left >= ROWS * COLUMNS:
         bfloat16_tile(
-            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, ROWS * COLUMNS, seed,
+            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, ROWS * COLUMNS, seed_low, seed_high,
             ROWS, COLUMNS, STOCHASTIC, True,
         )  # fmt: skip
     else:
         bfloat16_tile(
-            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, left.to(tl.int32), seed,
+            new_ptr, base_ptr, residual_ptr, halves_ptr, fault_ptr, first, left.to(tl.int32), seed_low, seed_high,
             ROWS, COLUMNS, STOCHASTIC, False,
         )  # fmt: skip

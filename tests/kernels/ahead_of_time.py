@@ -39,7 +39,7 @@ TARGETS = {
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
+INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start", "seed_low", "seed_high")
 # What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
@@ -173,7 +173,7 @@ def _type(name: str, variant: Variant) -> str:
         return "*" + variant.dtype
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
-    if "stride_" in name or name in ("size", "P", "seed"):
+    if "stride_" in name or name in ("size", "P"):
         return "i64"
     return "i32" if name in INTEGERS else "fp32"
 
