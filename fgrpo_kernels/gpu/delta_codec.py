@@ -8,7 +8,7 @@ P parameters (elements of a delta)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def encode(
     rounding: str,
     seed: int,
     scale: str = "absmax",
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`(codes, scales)` of `new - base + residual` on its device: uint8 [bytes], bfloat16 [ceil(P / block)].
 
@@ -66,35 +67,33 @@ def encode(
         cannot be encoded, and the update is not made if there is one.
     codec, block, rounding, seed: as `fgrpo_kernels.codec.encode` takes and checks them
     scale: "absmax"
+    out: codes and scales of the right sizes to write to; new ones where None
 
     Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, with `residual` unchanged; and
-    for operands of unequal sizes, on different devices or in the same memory, and what there is on the CPU only.
+    for operands of unequal sizes, on different devices or in the same memory, and for what only the CPU's codec has.
     """
     _check_codec("encode", codec)
     if scale != "absmax":
         raise ValueError(f"encode: on a GPU scale must be 'absmax', got {scale!r}; for that one call .cpu() first")
     delta = Delta(new.detach(), None if base is None else base.detach(), residual)
-    _check_operands(delta)
+    codes, scales = out or _empty_payload(codec, block, delta.size, new.device)
+    _check_operands(delta, codes, scales)
+
+    warp, fault = _warp(new), torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
+    if residual is not None and codec != "none":
+        _launch(float32_kernel, delta, None, fault, **tile_of_values(warp))
     stochastic = rounding == "stochastic"
     seed_halves = (_signed(seed & 0xFFFFFFFF), _signed(seed >> 32))
-    fault = torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
-    if residual is not None and codec != "none":
-        _launch(float32_kernel, delta, None, fault, **tile_of_values(_warp(new)))
-
-    scales = torch.empty(-(-delta.size // block) if codec in BITS else 0, dtype=torch.bfloat16, device=new.device)
-    bytes_of_codes = {"none": 4 * delta.size, "bf16": 2 * delta.size}
-    length = bytes_of_codes[codec] if codec not in BITS else scales.numel() * (block * BITS[codec] // 8)
-    codes = torch.empty(length, dtype=torch.uint8, device=new.device)
     if codec == "none":
-        _launch(float32_kernel, delta, codes.view(torch.float32), fault, **tile_of_values(_warp(new)))
+        _launch(float32_kernel, delta, codes.view(torch.float32), fault, **tile_of_values(warp))
     elif codec == "bf16":
-        tile = tile_of_values(_warp(new))
-        _launch(bfloat16_kernel, delta, codes.view(torch.int16), fault, *seed_halves, STOCHASTIC=stochastic, **tile)
+        halves, tile = codes.view(torch.int16), tile_of_values(warp)
+        _launch(bfloat16_kernel, delta, halves, fault, *seed_halves, STOCHASTIC=stochastic, **tile)
     else:
         narrow = all(x.dtype == torch.bfloat16 for x in delta.parts().values())
-        tile = tile_of_blocks(codec, block, _warp(new), BFLOAT16S if narrow and not stochastic else FLOAT32S)
-        outputs = (codes, scales.view(torch.int16), fault, *seed_halves)
-        _launch(encode_kernel, delta, *outputs, STOCHASTIC=stochastic, **tile)
+        tile = tile_of_blocks(codec, block, warp, BFLOAT16S if narrow and not stochastic else FLOAT32S)
+        scale_bits = scales.view(torch.int16)
+        _launch(encode_kernel, delta, codes, scale_bits, fault, *seed_halves, STOCHASTIC=stochastic, **tile)
     _refuse_faults(delta, fault)
     if residual is not None and codec == "none":
         residual.zero_()
@@ -119,14 +118,22 @@ def decode(codes: Tensor, scales: Tensor, codec: str, block: int, out: Tensor) -
 
 
 def tile_of_blocks(codec: str, block: int, warp: int, values: int) -> dict[str, int]:
-    """As arguments of a launch: blocks of which each thread has `values` bytes of codes, at least one block."""
+    """Arguments of a launch: blocks of which each thread has `values` bytes of codes, at least one block."""
     slots = 8 // BITS[codec]
     rows = max(1, values * THREADS * slots // block)
     return {"BITS": BITS[codec], "BLOCK": block, "ROWS": rows, "num_warps": THREADS // warp}
 
 
 def tile_of_values(warp: int) -> dict[str, int]:
+    """Arguments of a launch: rows of values, 16 bytes of float32 a thread."""
     return {"ROWS": FLOAT32S * THREADS // COLUMNS, "COLUMNS": COLUMNS, "num_warps": THREADS // warp}
+
+
+def _empty_payload(codec: str, block: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = -(-size // block) if codec in BITS else 0
+    length = rows * (block * BITS[codec] // 8) if codec in BITS else size * {"bf16": 2, "none": 4}[codec]
+    codes = torch.empty(length, dtype=torch.uint8, device=device)
+    return codes, torch.empty(rows, dtype=torch.bfloat16, device=device)
 
 
 def _warp(x: Tensor) -> int:
@@ -139,12 +146,12 @@ def _signed(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-def _launch(kernel: object, delta: Delta, *arguments: object, **constants: int) -> None:
+def _launch(kernel: Any, delta: Delta, *arguments: object, **constants: int) -> None:
     """A launch of any kernel that reads a delta, over tiles of ROWS blocks or rows."""
     tile = constants["ROWS"] * (constants["BLOCK"] if "BLOCK" in constants else constants["COLUMNS"])
     if delta.size > 0:
         with device_of(delta.new):
-            kernel[(-(-delta.size // tile),)](*delta, delta.size, *arguments, **constants, **ONE_ROUNDING_EACH)  # type: ignore[index]
+            kernel[(-(-delta.size // tile),)](*delta, delta.size, *arguments, **constants, **ONE_ROUNDING_EACH)
 
 
 def _check_codec(op: str, codec: str) -> None:
@@ -152,16 +159,18 @@ def _check_codec(op: str, codec: str) -> None:
         raise ValueError(f"{op}: on a GPU codec must be one of {', '.join(CODECS)}, got {codec!r}")
 
 
-def _check_operands(delta: Delta) -> None:
-    new = delta.new
+def _check_operands(delta: Delta, codes: Tensor, scales: Tensor) -> None:
+    new, residual = delta.new, delta.residual
     hints = {"base": "are they the same parameters?", "residual": "was it made for another model?"}
-    for name, x in delta.parts().items():
+    for name, x in {**delta.parts(), "out": codes}.items():
         if x.device != new.device:
             raise ValueError(f"encode: {name} is on {x.device}, new on {new.device}; move one of them")
-        if x.numel() != new.numel():
+        if name in hints and x.numel() != new.numel():
             raise ValueError(f"encode: {name} has {x.numel()} values, new has {new.numel()}; {hints[name]}")
-        if delta.residual is not None and x is not delta.residual and _overlap(x, delta.residual):
-            raise ValueError(f"encode: {name} shares memory with residual, which encode overwrites")
+    for name, x in delta.parts().items():
+        written = [codes, scales] if residual is None or x is residual else [codes, scales, residual]
+        if any(_overlap(x, y) for y in written):
+            raise ValueError(f"encode: {name} shares memory with residual or the output, which encode overwrites")
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

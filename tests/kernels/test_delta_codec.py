@@ -240,8 +240,22 @@ def test_operands_elsewhere_or_in_the_same_memory_are_refused():
     with pytest.raises(ValueError, match="base is on meta, new on"):
         encode_ones(base=torch.zeros(100, device="meta"))
     memory = torch.zeros(150, device=DEVICE)
-    with pytest.raises(ValueError, match="base shares memory with residual, which encode overwrites"):
+    with pytest.raises(ValueError, match="base shares memory with residual or the output, which encode overwrites"):
         encode_ones(base=memory[50:], residual=memory[:100])
     encode_ones(base=memory[:100], residual=torch.zeros(100, device=DEVICE))
     with pytest.raises(ValueError, match="new shares memory with residual"):
         delta_codec.encode(memory, None, memory, "none", 64, "nearest", 0)
+    out = (memory.view(torch.uint8)[:600], torch.empty(0, dtype=torch.bfloat16, device=DEVICE))
+    with pytest.raises(ValueError, match="new shares memory with residual or the output"):
+        delta_codec.encode(memory, None, None, "none", 64, "nearest", 0, out=out)
+
+
+def test_writes_to_memory_that_is_given():
+    out = (torch.full((64,), 255, dtype=torch.uint8, device=DEVICE), torch.ones(2, device=DEVICE).bfloat16())
+    values = torch.randn(100)
+    codes, scales = delta_codec.encode(values.to(DEVICE), None, None, "int4", 64, "nearest", 0, out=out)
+    assert codes is out[0]
+    assert scales is out[1]
+    expected = cpp.encode(values)
+    assert_same_bits(codes, expected.codes, "codes")
+    assert_same_bits(scales, expected.scales, "scales")
