@@ -79,7 +79,8 @@ def encode(
     codes, scales = out or _empty_payload(codec, block, delta.size, new.device)
     _check_operands(delta, codes, scales)
 
-    warp, fault = _warp(new), torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
+    warp = _warp(new)
+    fault = torch.full((), NO_FAULT.value, dtype=torch.int64, device=new.device)
     if residual is not None and codec != "none":
         _launch(float32_kernel, delta, None, fault, **tile_of_values(warp))
     stochastic = rounding == "stochastic"
