@@ -80,10 +80,8 @@ def encode_tile(
         scaled = deltas[slot] * inverse[:, None]
         if STOCHASTIC:
             quad = row[:, None] * (BLOCK // 4) + slot * (BYTES // 4) + tl.arange(0, BYTES // 4)[None, :]
-            uniform = (random_words(seed_low, seed_high, first, quad) >> 8).to(
-                tl.float32
-            ) * 5.9604644775390625e-08  # 2^-24
-            shifted = scaled + uniform
+            words = random_words(seed_low, seed_high, first, quad)
+            shifted = scaled + (words >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
             code = (shifted + ROUNDER) - ROUNDER
             code = tl.where(code > shifted, code - 1, code)  # the floor
             # A scaled value may exceed the largest code by a rounding error.
