@@ -18,7 +18,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+<<<<<<< HEAD
 from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
+=======
+from fgrpo_kernels.gpu.delta_codec import BFLOAT16S, FLOAT32S, tile_of_blocks, tile_of_values
+from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
+from fgrpo_kernels.gpu.delta_codec_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
+from fgrpo_kernels.gpu.group_advantages import BATCH_BLOCK, group_advantages_kernel
+>>>>>>> c4
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
@@ -40,7 +47,11 @@ TARGETS = {
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
+<<<<<<< HEAD
 INTEGERS = ("T", "N", "B", "S", "length", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
+=======
+INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start", "seed_low", "seed_high")
+>>>>>>> c4
 # What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
@@ -51,6 +62,10 @@ POINTERS = {
     "order_ptr": "*i64",
     "starts_ptr": "*i64",
     "degenerate_ptr": "*i1",
+    "codes_ptr": "*u8",
+    "halves_ptr": "*i16",
+    "scales_ptr": "*i16",
+    "fault_ptr": "*i64",
 }
 
 
@@ -63,6 +78,7 @@ class Variant(NamedTuple):
     vocab: int
     constants: dict[str, Any]
     num_warps: int
+    fp_fusion: bool = True
 
 
 class Resources(NamedTuple):
@@ -129,10 +145,48 @@ def variants(architecture: str) -> Iterator[Variant]:
     yield Variant("group_advantages", group_advantages_kernel, "fp32", 0, groups | by_size, 1)
     batch = groups | {"SCALE": "batch", "LEAVE_ONE_OUT": True, "BLOCK": MAX_BLOCK}
     yield Variant("group_advantages by id, batch", group_advantages_kernel, "fp32", 0, batch, 4)
+    yield from codec_variants(architecture)
+
+
+def codec_variants(architecture: str) -> Iterator[Variant]:
+    """The delta codec's kernels."""
+    warp = 64 if architecture.startswith("gfx9") else 32
+    plain: dict[str, Any] = {"base_ptr": None, "residual_ptr": None}
+    without_base, without_residual = {"base_ptr": None}, {"residual_ptr": None}
+
+    def on_tile(name: str, kernel: Any, dtype: str, tile: dict[str, int], **constants: Any) -> Variant:
+        num_warps = tile.pop("num_warps")
+        return Variant(name, kernel, dtype, 0, tile | constants, num_warps, ONE_ROUNDING_EACH["enable_fp_fusion"])
+
+    def on_blocks(codec: str, block: int, dtype: str, rest: str, values: int, **constants: Any) -> Variant:
+        name = f"delta codec, encode {codec}, block {block}, {dtype}{rest}"
+        tile = tile_of_blocks(codec, block, warp, values)
+        return on_tile(name, encode_kernel, dtype, tile, **{"STOCHASTIC": False} | constants)
+
+    for codec in ("int8", "int4", "int2"):
+        yield on_blocks(codec, 64, "fp32", "", FLOAT32S, **plain)
+    yield on_blocks("int4", 64, "bf16", " with base", BFLOAT16S, **without_residual)
+    yield on_blocks("int4", 64, "bf16", " with base and residual", FLOAT32S)
+    yield on_blocks("int2", 32, "fp32", " with base and residual", FLOAT32S)
+    yield on_blocks("int8", 1024, "fp32", " with residual", FLOAT32S, **without_base)
+    yield on_blocks("int4", 64, "fp32", ", stochastic", FLOAT32S, **plain, STOCHASTIC=True)
+    for codec in ("int8", "int4", "int2"):
+        tile = tile_of_blocks(codec, 64, warp, FLOAT32S)
+        yield on_tile(f"delta codec, decode {codec}, block 64", decode_kernel, "fp32", tile)
+    search = "delta codec, search for unfit values, fp32 with base and residual"
+    yield on_tile(search, float32_kernel, "fp32", tile_of_values(warp), out_ptr=None)
+    rounding = "delta codec, encode bf16, fp32 with base and residual"
+    yield on_tile(rounding, bfloat16_kernel, "fp32", tile_of_values(warp), STOCHASTIC=False)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Resources:
     """Compile, and read the resources."""
+    read = _resources_of_hsaco if target.backend == "hip" else _resources_of_cubin
+    return read(compiled_code(variant, target), variant)
+
+
+def compiled_code(variant: Variant, target: GPUTarget) -> dict[str, Any]:
+    """What each stage of the compiler makes: "ptx", "cubin", "amdgcn" and so on."""
     signature = {name: _type(name, variant) for name in variant.kernel.arg_names}
     divisible = {
         (i,): [["tt.divisibility", 16]]
@@ -140,19 +194,28 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Resources:
         if kind.startswith("*") or name in DIVISIBLE or "stride" in name
     }
     source = ASTSource(variant.kernel, signature, variant.constants, divisible)
+<<<<<<< HEAD
     compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps, "enable_fp_fusion": True})
     read = _resources_of_hsaco if target.backend == "hip" else _resources_of_cubin
     return read(compiled.asm, variant)
+=======
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fp_fusion}
+    return triton.compile(source, target=target, options=options).asm
+>>>>>>> c4
 
 
 def _type(name: str, variant: Variant) -> str:
     if name in variant.constants:
         return "constexpr"
-    if name in ("logits_ptr", "grad_ptr", "x_ptr"):
+    if name in ("logits_ptr", "grad_ptr", "x_ptr", "new_ptr", "base_ptr"):
         return "*" + variant.dtype
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
+<<<<<<< HEAD
     if "stride" in name or name == "size":
+=======
+    if "stride_" in name or name in ("size", "P"):
+>>>>>>> c4
         return "i64"
     return "i32" if name in INTEGERS else "fp32"
 
