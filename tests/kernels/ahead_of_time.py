@@ -18,14 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-<<<<<<< HEAD
-from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
-=======
 from fgrpo_kernels.gpu.delta_codec import BFLOAT16S, FLOAT32S, tile_of_blocks, tile_of_values
 from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
 from fgrpo_kernels.gpu.delta_codec_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
-from fgrpo_kernels.gpu.group_advantages import BATCH_BLOCK, group_advantages_kernel
->>>>>>> c4
+from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
@@ -47,11 +43,10 @@ TARGETS = {
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-<<<<<<< HEAD
-INTEGERS = ("T", "N", "B", "S", "length", "vocab", "columns", "group_size", "num_rewards", "vocab_start")
-=======
-INTEGERS = ("T", "N", "B", "vocab", "columns", "group_size", "num_rewards", "vocab_start", "seed_low", "seed_high")
->>>>>>> c4
+INTEGERS = (
+    *("T", "N", "B", "S", "length", "vocab", "columns", "group_size", "num_rewards", "vocab_start"),
+    *("seed_low", "seed_high"),
+)
 # What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
@@ -194,14 +189,8 @@ def compiled_code(variant: Variant, target: GPUTarget) -> dict[str, Any]:
         if kind.startswith("*") or name in DIVISIBLE or "stride" in name
     }
     source = ASTSource(variant.kernel, signature, variant.constants, divisible)
-<<<<<<< HEAD
-    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps, "enable_fp_fusion": True})
-    read = _resources_of_hsaco if target.backend == "hip" else _resources_of_cubin
-    return read(compiled.asm, variant)
-=======
     options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fp_fusion}
     return triton.compile(source, target=target, options=options).asm
->>>>>>> c4
 
 
 def _type(name: str, variant: Variant) -> str:
@@ -211,11 +200,7 @@ def _type(name: str, variant: Variant) -> str:
         return "*" + variant.dtype
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
-<<<<<<< HEAD
-    if "stride" in name or name == "size":
-=======
-    if "stride_" in name or name in ("size", "P"):
->>>>>>> c4
+    if "stride" in name or name in ("size", "P"):
         return "i64"
     return "i32" if name in INTEGERS else "fp32"
 
