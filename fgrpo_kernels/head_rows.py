@@ -13,8 +13,9 @@ from torch import Tensor
 from fgrpo_kernels import rowwise
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import head_rows as gpu
+from fgrpo_kernels.gpu.token_logprobs import launch_backward, launch_forward
 from fgrpo_kernels.head_blocks import Block
-from fgrpo_kernels.objectives.base import DeviceForm
+from fgrpo_kernels.objectives import device_form
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.rowwise import RowStats, accumulation_dtype
 
@@ -44,7 +45,7 @@ class HeadStats(NamedTuple):
 def write_stats_and_gradient(out: HeadStats, block: Block, temperature: float, terms: PolicyTerms) -> None:
     """Both at once, for a loss that depends on these rows alone; `terms` are those of these rows."""
     logits_nV, targets_n = block.logits_nV, block.targets_n
-    form = _one_pass_form(terms) if uses_triton(logits_nV) else None
+    form = device_form(terms.objective) if uses_triton(logits_nV) and not terms.objective.sequence_level else None
     if form is not None:
         gpu.overwrite_with_loss_gradient(logits_nV, targets_n, terms, form, temperature, out.logp_n, out.entropy_n)
     elif uses_triton(logits_nV) or terms.entropy_coef != 0 or logits_nV.dtype != accumulation_dtype(logits_nV.dtype):
@@ -58,16 +59,10 @@ def write_stats_and_gradient(out: HeadStats, block: Block, temperature: float, t
         rowwise.exps_to_gradient_(logits_nV, targets_n, stats, temperature, grad_logp_n)
 
 
-def _one_pass_form(terms: PolicyTerms) -> DeviceForm | None:
-    """The objective's Triton form, if the kernel that makes statistics and gradient in one launch can take it."""
-    device_form = getattr(terms.objective, "device_form", None)
-    return None if terms.objective.sequence_level or device_form is None else device_form()
-
-
 def write_stats(out: HeadStats, block: Block, temperature: float) -> None:
     """Write the statistics of the block's rows."""
     if uses_triton(block.logits_nV):
-        gpu.write_stats(out, block.logits_nV, block.targets_n, temperature)
+        launch_forward(block.logits_nV, block.targets_n, None, temperature, block.logits_nV.shape[1], out)
         return
     lse_n, logp_n, entropy_n = rowwise.row_stats(block.logits_nV, block.targets_n, temperature)
     for whole, part in zip(out, (logp_n, entropy_n, torch.zeros_like(lse_n), lse_n), strict=True):
@@ -79,7 +74,9 @@ def overwrite_with_gradient(
 ) -> None:
     """Turn the block's logits into their gradient, given a loss's gradients in the rows' logp and entropy."""
     if uses_triton(block.logits_nV):
-        gpu.overwrite_with_gradient(block.logits_nV, block.targets_n, stats, temperature, grad_logp_n, grad_entropy_n)
+        logits_nV = block.logits_nV
+        slopes = (grad_logp_n, grad_entropy_n, temperature, logits_nV.shape[1])
+        launch_backward(logits_nV, logits_nV, block.targets_n, stats, *slopes)
     else:
         rowwise.logits_gradient_(
             block.logits_nV,

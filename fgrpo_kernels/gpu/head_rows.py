@@ -1,4 +1,4 @@
-"""Rows of logits in the LM head's buffer on a GPU: the kernels of `token_logprobs` and `grpo_loss`, launched in place.
+"""Rows of logits in the LM head's buffer on a GPU: the kernel of `grpo_loss`, launched in place.
 
 n rows of the buffer   V vocabulary
 """
@@ -10,40 +10,10 @@ from torch import Tensor
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel
 from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
 from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
-
-FourVectors = tuple[Tensor, Tensor, Tensor, Tensor]  # logp, entropy, peak, log_sum: each [n] float32
-
-
-def write_stats(out: FourVectors, logits_nV: Tensor, targets_n: Tensor, temperature: float) -> None:
-    """Write the rows' softmax statistics; see `row_statistics`."""
-    with device_of(logits_nV):
-        token_logprobs_kernel[(len(logits_nV),)](
-            logits_nV, 0, logits_nV.stride(0), len(logits_nV), targets_n, None, *out,
-            logits_nV.shape[1], 1.0 / temperature, **tile_for(logits_nV, logits_nV.shape[1]).arguments(),
-        )  # fmt: skip
-
-
-def overwrite_with_gradient(
-    logits_nV: Tensor,
-    targets_n: Tensor,
-    stats: FourVectors,
-    temperature: float,
-    grad_logp_n: Tensor,
-    grad_entropy_n: Tensor | None,
-) -> None:
-    """Turn the logits into their gradient, given a loss's gradients in the rows' logp and entropy."""
-    n, V = logits_nV.shape
-    rows = (logits_nV, 0, logits_nV.stride(0))
-    with device_of(logits_nV):
-        token_logprobs_backward_kernel[(n,)](
-            *rows, *rows, n, targets_n, *stats, grad_logp_n, grad_entropy_n, V, V, 1.0 / temperature,
-            **tile_for(logits_nV, V).arguments(),
-        )  # fmt: skip
 
 
 def overwrite_with_loss_gradient(
