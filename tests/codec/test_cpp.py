@@ -21,4 +21,4 @@ def test_core_under_sanitizers() -> None:
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    assert "6 passed, 0 failed" in done.stdout
+    assert "7 passed, 0 failed" in done.stdout
