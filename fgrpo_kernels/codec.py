@@ -196,8 +196,8 @@ def aggregate_with_stats(
 ) -> tuple[Tensor, ClientStats]:
     """`aggregate`, the same to the bit, and each client's squared norm and dot product with the result.
 
-    They are summed in float64 while the codes are at hand, in an order of their own that depends neither on threads nor on
-    the list's order. Takes two to four times as long as `aggregate`.
+    They are summed in float64 while the codes are at hand, the same to the bit for any number of threads and any order
+    of the list. Raises as `aggregate` does.
     """
     stats = torch.empty(len(encodeds), 2, dtype=torch.float64)
     out = _aggregate(encodeds, weights, out, stats, num_threads)
@@ -293,8 +293,8 @@ def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Enc
         raise TypeError(f"encode: out must be an Encoded, got {type(out).__name__}")
     if (out.codec, out.block, out.size) != (codec, block, size):
         raise ValueError(
-            f"encode: out holds {out.size} parameters in {out.codec} with block {out.block}, expected {size} in {codec} "
-            f"with block {block}"
+            f"encode: out holds {out.size} parameters in {out.codec} with block {out.block}, expected {size} in "
+            f"{codec} with block {block}"
         )
     return out
 

@@ -117,7 +117,7 @@ constexpr Encoding kEncodings[] = {{Rounding::nearest, Scaling::absmax},
                                    {Rounding::nearest, Scaling::mse}};
 
 void test_same_bits_everywhere() {
-    const std::vector<float> delta = gaussian(300001, 4);
+    const std::vector<float> delta = gaussian(140001, 4);
     const std::vector<float> weights = {0.1f, -2.0f, 0.0f, 1e-3f, 0.7f};
     for (const Codec codec : kCodecs) {
         for (const auto& [rounding, scaling] : kEncodings) {
