@@ -65,15 +65,16 @@ inline void accumulate_groups(const Term* terms, size_t count, const float (*fac
     for (size_t k = 0; k < count; ++k) {
         const uint8_t* codes = terms[k].codes + first * G::lanes;
         const float* factor = factors[k] + first / groups_a_block;
-        // Tiles of other payloads come before this one's next: too far apart for the hardware to foresee.
+        // Tiles of other payloads come before this one's next: too far apart for the hardware to foresee. To
+        // the second-level cache, as the first has too few lines in flight to wait for memory.
 #pragma GCC unroll 16
         for (size_t line = 0; line < groups * G::lanes; line += 64) {
-            __builtin_prefetch(codes + line + kTile / G::slots);
+            __builtin_prefetch(codes + line + kTile / G::slots, 0, 2);
         }
 #pragma GCC unroll 16
         for (size_t group = 0; group < groups; ++group) {
             const auto packed = load_bytes<G::lanes>(codes + group * G::lanes);
-            const auto factors_of_block = typename G::Floats{} + factor[group / groups_a_block];
+            const auto factors_of_block = factor[group / groups_a_block] - typename G::Floats{};
 #pragma GCC unroll 4
             for (size_t slot = 0; slot < G::slots; ++slot) {
                 auto& total = sums[group * G::slots + slot];

@@ -169,7 +169,7 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
             return;
         }
         alignas(64) float uniform[kTile];
-        if (stochastic) simd.uniform(seed, first, (N + 3) / 4 * 4, uniform);
+        if (stochastic) simd.uniform(seed, first, blocks_of(format, N) * format.block, uniform);
         const float* shifts = stochastic ? uniform : nullptr;
         if (format.codec == Codec::bf16) {
             simd.round_to_bfloat16(delta, shifts, N, tile_codes, tile_residual);

@@ -63,9 +63,11 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
     const Floats highest = Floats{} + static_cast<float>(kLargestCode<bits>), lowest = -highest - 1.0f;
     Floats errors[kCandidates][kParts] = {};
     for (size_t start = 0; start < block; start += 16) {
+#pragma GCC unroll 4
         for (size_t part = 0; part < kParts; ++part) {
             const Floats value = load<Floats>(delta + start + part * kLanes);
             const Floats scaled = value * inverses[0];
+#pragma GCC unroll 8
             for (size_t j = 0; j < kCandidates; ++j) {
                 Floats code = (value * inverses[j] + 0x1.8p23f) - 0x1.8p23f;
                 code = code > highest ? highest : code;

@@ -14,6 +14,7 @@ wherever a tensor does. Where `num_threads` is None, every core that the process
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -310,15 +311,18 @@ def _output(function: str, out: Tensor | None, size: int) -> Tensor:
     return out
 
 
-_ITEMS: dict[torch.dtype, Any] = {
-    torch.float64: ctypes.c_double,
-    torch.float32: ctypes.c_float,
-    torch.bfloat16: ctypes.c_uint16,
-    torch.uint8: ctypes.c_uint8,
-}
+# Formats of the buffer protocol.
+_FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
+_WRITABLE = 0x200  # PyBUF_WRITE
+_memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
 
 
-def _view(tensor: Tensor) -> ctypes.Array[Any]:
+def _view(tensor: Tensor) -> memoryview | array[Any]:
     """The tensor's memory as a typed buffer, without NumPy. Valid while the caller holds the tensor."""
-    array = _ITEMS[tensor.dtype] * tensor.numel()
-    return array() if tensor.numel() == 0 else array.from_address(tensor.data_ptr())
+    form = _FORMATS[tensor.dtype]
+    if tensor.numel() == 0:
+        return array(form)
+    view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
+    return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]
