@@ -38,54 +38,103 @@ inline typename Group<bits>::Floats codes_in(typename Group<bits>::Ints bytes, i
     return __builtin_convertvector(code, typename Group<bits>::Floats);
 }
 
-// `block` is a constant, so that its loop is unrolled.
-template <int bits, size_t block>
-void accumulate_blocks(const uint8_t* __restrict codes, const bfloat16* __restrict scales, float weight,
-                       size_t blocks, float* __restrict sum) {
+// Sums that stay in registers while the terms are added: half of the registers there are.
+#if defined(__AVX512F__)
+inline constexpr size_t kSums = 16;
+#else
+inline constexpr size_t kSums = 8;
+#endif
+
+// Adds the terms to the values of `groups` groups (see Group), the first of which is group `first` of the
+// tile. `block` and `groups` are constants, so that every loop but the one over the terms is unrolled.
+template <int bits, size_t block, size_t groups>
+inline void accumulate_groups(const Term* terms, size_t count, const float (*factors)[kTileBlocks],
+                              size_t first, float* __restrict sum) {
     using G = Group<bits>;
-    constexpr size_t bytes = block / G::slots;
-    for (size_t b = 0; b < blocks; ++b, codes += bytes, sum += block) {
-        const typename G::Floats factor = typename G::Floats{} + weight * widen(scales[b]);
-        // Other payloads' tiles come before this one's next: too far apart for the hardware to foresee.
+    constexpr size_t bytes = block / G::slots, groups_a_block = bytes / G::lanes;
+    // Where in the tile a group's codes of one slot go.
+    const auto place = [&](size_t group, size_t slot) {
+        const size_t index = first + group;
+        return sum + index / groups_a_block * block + slot * bytes + index % groups_a_block * G::lanes;
+    };
+    typename G::Floats sums[groups * G::slots];
 #pragma GCC unroll 16
-        for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(codes + line + kTile / G::slots);
-#pragma GCC unroll 8
-        for (size_t start = 0; start < bytes; start += G::lanes) {
-            const auto packed = load_bytes<G::lanes>(codes + start);
+    for (size_t i = 0; i < groups * G::slots; ++i) {
+        sums[i] = load<typename G::Floats>(place(i / G::slots, i % G::slots));
+    }
+    for (size_t k = 0; k < count; ++k) {
+        const uint8_t* codes = terms[k].codes + first * G::lanes;
+        const float* factor = factors[k] + first / groups_a_block;
+        // Tiles of other payloads come before this one's next: too far apart for the hardware to foresee. To
+        // the second-level cache, as the first has too few lines in flight to wait for memory.
+#pragma GCC unroll 16
+        for (size_t line = 0; line < groups * G::lanes; line += 64) {
+            __builtin_prefetch(codes + line + kTile / G::slots, 0, 2);
+        }
+#pragma GCC unroll 16
+        for (size_t group = 0; group < groups; ++group) {
+            const auto packed = load_bytes<G::lanes>(codes + group * G::lanes);
+            const auto factors_of_block = factor[group / groups_a_block] - typename G::Floats{};
 #pragma GCC unroll 4
             for (size_t slot = 0; slot < G::slots; ++slot) {
-                float* at = sum + slot * bytes + start;
-                const auto code = codes_in<bits>(packed, static_cast<int>(slot));
-                store(at, fused_multiply_add(factor, code, load<typename G::Floats>(at)));
+                auto& total = sums[group * G::slots + slot];
+                total = fused_multiply_add(factors_of_block, codes_in<bits>(packed, static_cast<int>(slot)),
+                                           total);
             }
         }
     }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < groups * G::slots; ++i) store(place(i / G::slots, i % G::slots), sums[i]);
+}
+
+template <int bits, size_t block>
+void accumulate_blocks(const Term* terms, size_t count, size_t N, float* sum) {
+    using G = Group<bits>;
+    constexpr size_t groups_a_block = block / G::slots / G::lanes;
+    const size_t blocks = (N + block - 1) / block;
+    float factors[kTerms][kTileBlocks];
+    for (size_t k = 0; k < count; ++k) {
+        for (size_t b = 0; b < blocks; ++b) factors[k][b] = terms[k].weight * widen(terms[k].scales[b]);
+        __builtin_prefetch(terms[k].scales + kTile / block);
+    }
+    constexpr size_t at_once = kSums / G::slots;
+    const size_t groups = blocks * groups_a_block;
+    size_t first = 0;
+    for (; first + at_once <= groups; first += at_once) {
+        accumulate_groups<bits, block, at_once>(terms, count, factors, first, sum);
+    }
+    for (; first < groups; ++first) accumulate_groups<bits, block, 1>(terms, count, factors, first, sum);
 }
 
 template <int bits>
-void accumulate(const uint8_t* codes, const bfloat16* scales, float weight, size_t block, size_t blocks,
-                float* sum) {
+void accumulate_codes(const Term* terms, size_t count, size_t block, size_t N, float* sum) {
     switch (block) {
         case 32:
-            return accumulate_blocks<bits, 32>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, 32>(terms, count, N, sum);
         case 64:
-            return accumulate_blocks<bits, 64>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, 64>(terms, count, N, sum);
         case 128:
-            return accumulate_blocks<bits, 128>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, 128>(terms, count, N, sum);
         case 256:
-            return accumulate_blocks<bits, 256>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, 256>(terms, count, N, sum);
         case 512:
-            return accumulate_blocks<bits, 512>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, 512>(terms, count, N, sum);
         default:
-            return accumulate_blocks<bits, kLargestBlock>(codes, scales, weight, blocks, sum);
+            return accumulate_blocks<bits, kLargestBlock>(terms, count, N, sum);
     }
 }
 
-void accumulate_exact(const uint8_t* __restrict values, float weight, size_t N, float* __restrict sum) {
-    for (size_t i = 0; i < N; ++i) {
-        float value;
-        __builtin_memcpy(&value, values + 4 * i, 4);
-        sum[i] = __builtin_fmaf(weight, value, sum[i]);
+// Values as they are, float32 or bfloat16, of any alignment.
+template <typename Value>
+void accumulate_values(const Term* terms, size_t count, size_t, size_t N, float* __restrict sum) {
+    for (size_t k = 0; k < count; ++k) {
+        const uint8_t* __restrict values = terms[k].codes;
+        const float weight = terms[k].weight;
+        for (size_t i = 0; i < N; ++i) {
+            Value value;
+            __builtin_memcpy(&value, values + sizeof(Value) * i, sizeof(Value));
+            sum[i] = __builtin_fmaf(weight, widen(value), sum[i]);
+        }
     }
 }
 
@@ -116,18 +165,6 @@ void fence() {
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
-}
-
-template <int bits>
-bool out_of_range(const uint8_t* codes, size_t bytes) {
-    uint8_t found = 0;
-    for (size_t i = 0; i < bytes; ++i) {
-        for (size_t slot = 0; slot < Group<bits>::slots; ++slot) {
-            const uint8_t aligned = static_cast<uint8_t>(codes[i] << (8 - bits - slot * bits));
-            found |= static_cast<uint8_t>(static_cast<uint8_t>(aligned >> (8 - bits)) == 1u << (bits - 1));
-        }
-    }
-    return found != 0;
 }
 
 }  // namespace

@@ -51,7 +51,8 @@ Format format_of(const std::string& codec, std::size_t block) { return {codec_na
 
 void encode_buffers(const py::object& updated, const py::object& base, const py::object& residual,
                     const std::string& codec, std::size_t block, const std::string& rounding,
-                    std::uint64_t seed, const py::object& codes, const py::object& scales, int num_threads) {
+                    std::uint64_t seed, const std::string& scale, const py::object& codes,
+                    const py::object& scales, int num_threads) {
     const py::buffer_info updated_info = contiguous(updated, "new", "fH", false);
     std::optional<py::buffer_info> base_info, residual_info;
     std::optional<Values> base_values;
@@ -70,9 +71,10 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
     const py::buffer_info scales_info = contiguous(scales, "scales", "H", true);
     const Format format = format_of(codec, block);
     const Rounding how = rounding_named(rounding);
+    const Scaling scaling = scaling_named(scale);
     const py::gil_scoped_release released;
     encode(values_of(updated_info), base_values, residual_span, format, how, seed,
-           span_of<std::uint8_t>(codes_info), span_of<bfloat16>(scales_info), num_threads);
+           span_of<std::uint8_t>(codes_info), span_of<bfloat16>(scales_info), num_threads, scaling);
 }
 
 // A payload and the views that keep its buffers in place.
@@ -98,8 +100,9 @@ void decode_buffers(const py::object& codes, const py::object& scales, const std
 
 using PayloadTuple = std::tuple<py::object, py::object, std::string, std::size_t, std::size_t>;
 
+// `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
 void aggregate_buffers(const std::vector<PayloadTuple>& payload_tuples, const std::vector<float>& weights,
-                       const py::object& out, int num_threads) {
+                       const py::object& out, const py::object& stats, int num_threads) {
     std::vector<HeldPayload> held;
     std::vector<Payload> payloads;
     held.reserve(payload_tuples.size());
@@ -107,8 +110,17 @@ void aggregate_buffers(const std::vector<PayloadTuple>& payload_tuples, const st
         payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
     }
     const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    if (stats.is_none()) {
+        const py::gil_scoped_release released;
+        aggregate(payloads, weights, span_of<float>(out_info), num_threads);
+        return;
+    }
+    const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
+    static_assert(sizeof(ClientStats) == 2 * sizeof(double));
+    const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
+                                              static_cast<std::size_t>(stats_info.size) / 2);
     const py::gil_scoped_release released;
-    aggregate(payloads, weights, span_of<float>(out_info), num_threads);
+    aggregate_with_stats(payloads, weights, span_of<float>(out_info), client_stats, num_threads);
 }
 
 void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
@@ -127,11 +139,12 @@ PYBIND11_MODULE(_C, module) {
         "The delta codec in C++. Use fgrpo_kernels.codec, which takes tensors; here everything is a buffer.";
     module.def("encode", &encode_buffers, py::arg("new"), py::arg("base").none(true),
                py::arg("residual").none(true), py::arg("codec"), py::arg("block"), py::arg("rounding"),
-               py::arg("seed"), py::arg("codes"), py::arg("scales"), py::arg("num_threads"));
+               py::arg("seed"), py::arg("scale"), py::arg("codes"), py::arg("scales"),
+               py::arg("num_threads"));
     module.def("decode", &decode_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
                py::arg("block"), py::arg("size"), py::arg("out"), py::arg("num_threads"));
     module.def("aggregate", &aggregate_buffers, py::arg("payloads"), py::arg("weights"), py::arg("out"),
-               py::arg("num_threads"));
+               py::arg("stats").none(true), py::arg("num_threads"));
     module.def("check", &check_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
                py::arg("block"), py::arg("size"), py::arg("num_threads"));
     module.def("code_bytes", [](const std::string& codec, std::size_t block, std::size_t size) {

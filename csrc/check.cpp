@@ -14,17 +14,35 @@ namespace {
 
 constexpr std::size_t kGrain = 256;  // tiles; the fewest worth a thread
 
+float value_of(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
+
 void check_scales(const Payload& payload) {
     const std::uint16_t largest = largest_scale(payload.format.codec);
     const auto wrong = [&](bfloat16 scale) {
-        return static_cast<std::uint16_t>(scale) > largest;
-    };  // or has a sign
+        const auto bits = static_cast<std::uint16_t>(scale);
+        return (bits & 0x7fffu) > largest || bits == 0x8000u;
+    };
     const auto found = std::find_if(payload.scales.begin(), payload.scales.end(), wrong);
     if (found == payload.scales.end()) return;
-    const float value = std::bit_cast<float>(static_cast<std::uint32_t>(*found) << 16);
     throw std::invalid_argument("check_codes: scale " + std::to_string(found - payload.scales.begin()) +
-                                " is " + text(value) +
-                                "; scales are finite, not negative, and codes times scales fit float32");
+                                " is " + text(value_of(*found)) +
+                                "; scales are finite, not -0, and codes times scales fit float32");
+}
+
+// Only int2's largest scale, 2^127, can overflow, by its code -2; encode() never writes the two together.
+void check_products(const Payload& payload) {
+    if (payload.format.codec != Codec::int2) return;
+    const std::uint16_t largest = largest_scale(Codec::int2);
+    const std::size_t block = payload.format.block;
+    for (std::size_t b = 0; b < payload.scales.size(); ++b) {
+        if ((static_cast<std::uint16_t>(payload.scales[b]) & 0x7fffu) != largest) continue;
+        for (std::size_t i = b * block; i < (b + 1) * block; ++i) {
+            if (code_at(payload, i) >= -largest_code(Codec::int2)) continue;
+            throw std::invalid_argument("check_codes: the value at index " + std::to_string(i) + ", code " +
+                                        std::to_string(code_at(payload, i)) + " times scale " +
+                                        text(value_of(payload.scales[b])) + ", does not fit float32");
+        }
+    }
 }
 
 void check_padding(const Payload& payload) {
@@ -37,57 +55,47 @@ void check_padding(const Payload& payload) {
     }
 }
 
-// The first value in [first, first + N) that encode() would not have written, or first + N.
-std::size_t first_fault(const Payload& payload, std::size_t first, std::size_t N) {
-    const std::uint8_t* codes = payload.codes.data() + code_offset(payload.format, first);
-    if (payload.format.codec == Codec::none) {
-        for (std::size_t i = 0; i < N; ++i) {
-            std::uint32_t bits;
-            std::memcpy(&bits, codes + sizeof(bits) * i, sizeof(bits));
-            if ((bits & 0x7fffffffu) > kLargestMagnitude) return first + i;
-        }
-        return first + N;
+// The bits of value i of a payload without scales, as a float32's, without the sign.
+std::uint32_t magnitude_at(const Payload& payload, std::size_t i) {
+    std::uint32_t bits = 0;
+    if (payload.format.codec == Codec::bf16) {
+        std::uint16_t upper;
+        std::memcpy(&upper, payload.codes.data() + sizeof(upper) * i, sizeof(upper));
+        bits = static_cast<std::uint32_t>(upper) << 16;
+    } else {
+        std::memcpy(&bits, payload.codes.data() + sizeof(bits) * i, sizeof(bits));
     }
-    const std::size_t bytes = code_bytes(payload.format, N);
-    if (!kernels().out_of_range[static_cast<int>(payload.format.codec)](codes, bytes)) return first + N;
-    std::size_t i = first;
-    while (code_at(payload, i) >= -largest_code(payload.format.codec)) ++i;
-    return i;
+    return bits & 0x7fffffffu;
 }
 
-void check_codes(const Payload& payload, int threads) {
+void check_values(const Payload& payload, int threads) {
     std::atomic<std::size_t> fault = SIZE_MAX;
-    parallel_for((payload.size + kTile - 1) / kTile, kGrain, threads,
-                 [&](std::size_t begin, std::size_t end) {
-                     for (std::size_t tile = begin; tile < end; ++tile) {
-                         const std::size_t first = tile * kTile, N = std::min(kTile, payload.size - first);
-                         const std::size_t index = first_fault(payload, first, N);
-                         if (index == first + N) continue;
-                         std::size_t seen = fault.load();
-                         while (index < seen && !fault.compare_exchange_weak(seen, index)) {
-                         }
-                         return;
-                     }
-                 });
+    const std::size_t tiles = (payload.size + kTile - 1) / kTile;
+    parallel_for(tiles, kGrain, threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin * kTile; i < std::min(end * kTile, payload.size); ++i) {
+            if (magnitude_at(payload, i) <= kLargestMagnitude) continue;
+            std::size_t seen = fault.load();
+            while (i < seen && !fault.compare_exchange_weak(seen, i)) {
+            }
+            return;
+        }
+    });
     if (fault == SIZE_MAX) return;
-    const std::string where = "check_codes: the value at index " + std::to_string(fault);
-    if (payload.format.codec == Codec::none) {
-        throw std::invalid_argument(where + " is not finite, or larger than 2^127 in magnitude");
-    }
-    const std::string largest = std::to_string(largest_code(payload.format.codec));
-    throw std::invalid_argument(where + " has code " + std::to_string(code_at(payload, fault)) +
-                                ", outside -" + largest + ".." + largest);
+    throw std::invalid_argument("check_codes: the value at index " + std::to_string(fault) +
+                                " is not finite, or larger than 2^127 in magnitude");
 }
 
 }  // namespace
 
 void check(const Payload& payload, int threads) {
     require_lengths("check_codes", payload);
-    if (payload.format.codec != Codec::none) {
+    if (has_scales(payload.format.codec)) {
         check_scales(payload);
+        check_products(payload);
         check_padding(payload);
+    } else {
+        check_values(payload, threads);
     }
-    check_codes(payload, threads);
 }
 
 }  // namespace fgrpo

@@ -2,18 +2,19 @@
 // such payloads. This header is the whole contract; it needs neither Python nor Torch.
 //
 // Format. A delta of `size` values is cut into blocks of `block` values (a power of two, 32 to 1024). A block
-// has one scale and one signed code a value; value = code * scale, which is exact in float32.
+// has one scale and one code a value; value = code * scale, which is exact in float32.
 //
 //   codec   code range   bytes a block   byte i of a block holds, from its low bits up, the codes of values
-//   int8    -127..127    block           i
-//   int4    -7..7        block / 2       i, i + block/2
-//   int2    -1..1        block / 4       i, i + block/4, i + block/2, i + 3*block/4
+//   int8    -128..127    block           i
+//   int4    -8..7        block / 2       i, i + block/2
+//   int2    -2..1        block / 4       i, i + block/4, i + block/2, i + 3*block/4
+//   bf16    rounded      2 a value       little-endian bfloat16, unpadded, without scales or blocks
 //   none    exact        4 a value       little-endian float32, unpadded, without scales or blocks
 //
-// Codes are two's complement. The last block is padded with codes of 0. A scale is a bfloat16: the block's
-// largest magnitude over the largest code, rounded up. It is 0, and so are the block's codes, where it would
-// be subnormal (magnitudes below 1.5e-36 for int8); so values from 1e-30 to 1e30 keep the same relative
-// error.
+// Codes are two's complement. The last block is padded with codes of 0. A scale is a bfloat16; where it would
+// be subnormal (magnitudes below 1.5e-36 for int8), it and the block's codes are 0. So values from 1e-30 to
+// 1e30 keep the same relative error. A negative scale means that the lowest code, which has no positive
+// counterpart, stands for a positive value.
 //
 // Memory. Callers own every span; nothing is kept after a call. Outputs must have exactly the size named here
 // and may not overlap the inputs. Spans of float and bfloat16 must be aligned to their type. No function
@@ -42,12 +43,14 @@ namespace fgrpo {
 
 enum class bfloat16 : std::uint16_t {};  // the upper half of a float32's bits
 
-enum class Codec { int8, int4, int2, none };
+enum class Codec { int8, int4, int2, bf16, none };
 enum class Rounding { nearest, stochastic };
+enum class Scaling { absmax, mse };
 
 struct Format {
     Codec codec;
     std::size_t block;
+    bool operator==(const Format&) const = default;
 };
 
 struct Payload {
@@ -65,10 +68,10 @@ struct NotEncodable : std::domain_error {
     std::size_t index;
 };
 
-// "int8" -> Codec::int8, "stochastic" -> Rounding::stochastic; an unknown name is an error that lists the
-// known ones.
+// "int8" -> Codec::int8, and so on; an unknown name is an error that lists the known ones.
 Codec codec_named(std::string_view name);
 Rounding rounding_named(std::string_view name);
+Scaling scaling_named(std::string_view name);
 
 // The lengths of Payload::codes and Payload::scales for `size` values.
 std::size_t code_bytes(Format format, std::size_t size);
@@ -77,25 +80,41 @@ std::size_t scale_count(Format format, std::size_t size);
 // Quantises delta = updated - base + residual in one pass over memory. `base` is optional. An empty
 // `residual` means none; otherwise it has updated's size and on return holds delta - decoded, to be passed to
 // the next call (error feedback). Because that overwrites an input, a call with a residual first reads its
-// inputs once to find values that cannot be encoded. Rounding is to the nearest code, ties to even; or
-// stochastic: floor(delta/scale + u), where u in [0, 1) is the upper 24 bits of word i % 4 of Philox4x32-10
-// with counter i / 4 and key `seed`, for value i. `none` rounds nothing.
+// inputs once to find values that cannot be encoded.
+//
+// Scaling. absmax: the block's largest magnitude over the largest code, rounded up; codes are then symmetric.
+// mse: of a few smaller and larger scales (docs/codec.md), the one with the least squared error.
+//
+// Rounding. To the nearest code, ties to even; or, with absmax, stochastic: floor(delta/scale + u), where u in
+// [0, 1) is the upper 24 bits of word i % 4 of Philox4x32-10 with counter i / 4 and key `seed`, for value i.
+// bf16 rounds to the nearest bfloat16, ties to even; or adds the word's upper 16 bits to the lower half of
+// the value's and drops that half. `none` rounds nothing.
 void encode(const Values& updated, const std::optional<Values>& base, std::span<float> residual,
             Format format, Rounding rounding, std::uint64_t seed, std::span<std::uint8_t> codes,
-            std::span<bfloat16> scales, int threads = 0);
+            std::span<bfloat16> scales, int threads = 0, Scaling scaling = Scaling::absmax);
 
-// out[i] = code * scale. Codes and scales that encode() never writes (code -128, scale NaN) have no effect
-// but on the values they stand for; see check().
+// out[i] = code * scale, whatever the bytes; see check().
 void decode(const Payload& payload, std::span<float> out, int threads = 0);
 
-// sum = fma(weights[k] * scale, code, sum) for each payload in the order of the list, from a sum of -0, in
-// one pass over memory; for `none`, fma(weights[k], value, sum). Payloads must have equal sizes; their codecs
-// and blocks may differ. Weights must be finite; they need not sum to 1.
+// sum = fma(weights[k] * scale, code, sum) for each payload, from a sum of -0, in one pass over memory; for
+// bf16 and none, fma(weights[k], value, sum). Payloads must have equal sizes; their codecs and blocks may
+// differ. Weights must be finite; they need not sum to 1. Terms are added in the order of codec, block,
+// weight, scales and codes (as bytes), so the order of the list changes no bit; comparing stops at the first
+// difference.
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads = 0);
 
-// Throws std::invalid_argument, naming the first fault, unless every byte is one that encode() could have
-// written: codes in range, scales finite, not negative and small enough for float32, padding 0.
+// As aggregate(), and stats[k] about payload k of the list, in float64; again the same bits for any order and
+// thread count.
+struct ClientStats {
+    double squared_norm;   // of the decoded delta
+    double dot_with_mean;  // of the decoded delta and `out`
+};
+void aggregate_with_stats(std::span<const Payload> payloads, std::span<const float> weights,
+                          std::span<float> out, std::span<ClientStats> stats, int threads = 0);
+
+// Throws std::invalid_argument, naming the first fault, unless scales are finite (and not -0), values are not
+// beyond 2^128, and padding is 0. Then whatever is decoded is finite.
 void check(const Payload& payload, int threads = 0);
 
 // The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best

@@ -76,26 +76,30 @@ std::size_t first_unencodable(const float* delta, std::size_t N) {
     return static_cast<std::size_t>(found - delta);
 }
 
-// Calls work(first, N, delta, peaks) for every tile, from several threads, until one holds a value that
-// cannot be encoded; returns the index of the first such value, or kNowhere.
+enum class Direction { forwards, backwards };
+
+// Calls work(first, N, delta, peaks) from several threads for every tile but those with a value that cannot be
+// encoded; returns the index of the first such value, or kNowhere.
 template <typename Work>
-std::size_t for_each_tile(const Inputs& inputs, std::size_t block, int threads, const Work& work) {
+std::size_t for_each_tile(const Inputs& inputs, std::size_t block, int threads, Direction direction,
+                          const Work& work) {
     const Kernels& simd = kernels();
     const std::size_t size = inputs.size();
     std::atomic<std::size_t> fault = kNowhere;
     parallel_for((size + kTile - 1) / kTile, kGrain, threads, [&](std::size_t begin, std::size_t end) {
         alignas(64) float delta[kTile];
         std::uint32_t peaks[kTileBlocks];
-        for (std::size_t tile = begin; tile < end; ++tile) {
+        for (std::size_t step = begin; step < end; ++step) {
+            const std::size_t tile = direction == Direction::forwards ? step : begin + end - 1 - step;
             const std::size_t first = tile * kTile, N = std::min(kTile, size - first);
             const std::size_t blocks = (N + block - 1) / block;
             inputs.read(simd, first, N, blocks * block, delta);
             simd.peaks(delta, block, blocks, peaks);
             if (*std::max_element(peaks, peaks + blocks) > kLargestMagnitude) {
                 lower(fault, first + first_unencodable(delta, N));
-                return;
+            } else {
+                work(first, N, delta, peaks);
             }
-            work(first, N, delta, peaks);
         }
     });
     return fault;
@@ -137,33 +141,49 @@ void require_arguments(const Inputs& inputs, Format format, std::span<std::uint8
 
 void encode(const Values& updated, const std::optional<Values>& base, std::span<float> residual,
             Format format, Rounding rounding, std::uint64_t seed, std::span<std::uint8_t> codes,
-            std::span<bfloat16> scales, int threads) {
+            std::span<bfloat16> scales, int threads, Scaling scaling) {
     const Inputs inputs{updated, base, residual};
     require_arguments(inputs, format, codes, scales);
+    const bool stochastic = rounding == Rounding::stochastic;
+    if (stochastic && scaling == Scaling::mse) {
+        throw std::invalid_argument(
+            "encode: scale 'mse' goes with rounding 'nearest'; its scales cut off the largest values, so "
+            "stochastic rounding would be biased. Use scale 'absmax'");
+    }
     const Kernels& simd = kernels();
 
+    // Backwards, so that what is read last is still in the caches when the second pass begins with it.
     if (!residual.empty()) {
-        const std::size_t fault = for_each_tile(inputs, format.block, threads, [](auto...) {});
+        const std::size_t fault =
+            for_each_tile(inputs, format.block, threads, Direction::backwards, [](auto...) {});
         if (fault != kNowhere) inputs.refuse(fault);
     }
 
-    const auto quantise_tile = [&](std::size_t first, std::size_t N, float* delta,
-                                   const std::uint32_t* peaks) {
+    const int codec = static_cast<int>(format.codec);
+    const auto encode_tile = [&](std::size_t first, std::size_t N, float* delta, const std::uint32_t* peaks) {
         std::uint8_t* tile_codes = codes.data() + code_offset(format, first);
+        float* tile_residual = residual.empty() ? nullptr : residual.data() + first;
         if (format.codec == Codec::none) {
             std::memcpy(tile_codes, delta, N * sizeof(float));
-            if (!residual.empty()) std::fill_n(residual.data() + first, N, 0.0f);
+            if (tile_residual) std::fill_n(tile_residual, N, 0.0f);
+            return;
+        }
+        alignas(64) float uniform[kTile];
+        if (stochastic) simd.uniform(seed, first, blocks_of(format, N) * format.block, uniform);
+        const float* shifts = stochastic ? uniform : nullptr;
+        if (format.codec == Codec::bf16) {
+            simd.round_to_bfloat16(delta, shifts, N, tile_codes, tile_residual);
             return;
         }
         const std::size_t blocks = blocks_of(format, N);
-        alignas(64) float uniform[kTile];
-        if (rounding == Rounding::stochastic) simd.uniform(seed, first, blocks * format.block, uniform);
-        simd.quantise[static_cast<int>(format.codec)](
-            delta, peaks, rounding == Rounding::stochastic ? uniform : nullptr, format.block, blocks,
-            tile_codes, scales.data() + first / format.block, residual.empty() ? nullptr : delta);
-        if (!residual.empty()) std::memcpy(residual.data() + first, delta, N * sizeof(float));
+        bfloat16* tile_scales = scales.data() + first / format.block;
+        simd.scale[static_cast<int>(scaling)][codec](delta, peaks, format.block, blocks, tile_scales);
+        // The padding of the last block has no residual.
+        float* error = tile_residual && N < blocks * format.block ? delta : tile_residual;
+        simd.quantise[codec](delta, tile_scales, shifts, format.block, blocks, tile_codes, error);
+        if (error != tile_residual) std::memcpy(tile_residual, delta, N * sizeof(float));
     };
-    const std::size_t fault = for_each_tile(inputs, format.block, threads, quantise_tile);
+    const std::size_t fault = for_each_tile(inputs, format.block, threads, Direction::forwards, encode_tile);
     if (fault != kNowhere) inputs.refuse(fault);
 }
 

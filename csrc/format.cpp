@@ -12,8 +12,9 @@ static_assert(std::endian::native == std::endian::little, "payloads are little-e
 
 namespace {
 
-constexpr std::string_view kCodecs[] = {"int8", "int4", "int2", "none"};
+constexpr std::string_view kCodecs[] = {"int8", "int4", "int2", "bf16", "none"};
 constexpr std::string_view kRoundings[] = {"nearest", "stochastic"};
+constexpr std::string_view kScalings[] = {"absmax", "mse"};
 
 template <std::size_t count>
 std::size_t index_of(const char* kind, const std::string_view (&names)[count], std::string_view name) {
@@ -34,8 +35,12 @@ Rounding rounding_named(std::string_view name) {
     return static_cast<Rounding>(index_of("rounding", kRoundings, name));
 }
 
+Scaling scaling_named(std::string_view name) {
+    return static_cast<Scaling>(index_of("scale", kScalings, name));
+}
+
 std::size_t code_bits(Codec codec) {
-    constexpr std::size_t bits[] = {8, 4, 2, 32};
+    constexpr std::size_t bits[] = {8, 4, 2, 16, 32};
     return bits[static_cast<std::size_t>(codec)];
 }
 
@@ -45,13 +50,13 @@ std::size_t code_bytes(Format format, std::size_t size) {
         throw std::invalid_argument("code_bytes: " + std::to_string(size) +
                                     " values are more than memory can hold");
     }
-    if (format.codec == Codec::none) return size * sizeof(float);
+    if (!has_scales(format.codec)) return size * code_bits(format.codec) / 8;
     return code_offset(format, blocks_of(format, size) * format.block);
 }
 
 std::size_t scale_count(Format format, std::size_t size) {
     require_format("scale_count", format);
-    if (format.codec == Codec::none) return 0;
+    if (!has_scales(format.codec)) return 0;
     return size / format.block + (size % format.block != 0);
 }
 

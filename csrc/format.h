@@ -7,8 +7,9 @@
 
 namespace fgrpo {
 
-// Bits of a code: 8, 4, 2, or 32 for `none`. The quantising codecs' tables are indexed by the enum's value.
+// Bits of a code. Tables of the kernels are indexed by the enum's value; the quantising codecs come first.
 std::size_t code_bits(Codec codec);
+inline bool has_scales(Codec codec) { return codec < Codec::bf16; }
 
 // Bytes of codes before value `first`, which starts a block.
 inline std::size_t code_offset(Format format, std::size_t first) {
@@ -22,7 +23,7 @@ inline std::size_t blocks_of(Format format, std::size_t size) {
 // The code of value `index` of a quantised payload, with its sign.
 int code_at(const Payload& payload, std::size_t index);
 
-// The largest code, and the bits of the largest scale that encode() writes.
+// The largest code, and the bits of the largest magnitude of a scale that encode() writes.
 int largest_code(Codec codec);
 std::uint16_t largest_scale(Codec codec);
 

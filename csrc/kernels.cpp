@@ -6,7 +6,10 @@
 #include "kernels.h"
 
 #include "accumulate.h"
+#include "moments.h"
+#include "philox.h"
 #include "quantise.h"
+#include "scales.h"
 
 namespace fgrpo {
 
@@ -17,12 +20,15 @@ constinit const Kernels FGRPO_SIMD = {
     {{delta<float, float>, delta<float, bfloat16>}, {delta<bfloat16, float>, delta<bfloat16, bfloat16>}},
     peaks,
     uniform,
+    {{scale_by_absmax<8>, scale_by_absmax<4>, scale_by_absmax<2>},
+     {scale_by_mse<8>, scale_by_mse<4>, scale_by_mse<2>}},
     {quantise<8>, quantise<4>, quantise<2>},
-    {accumulate<8>, accumulate<4>, accumulate<2>},
-    accumulate_exact,
+    round_to_bfloat16,
+    {accumulate_codes<8>, accumulate_codes<4>, accumulate_codes<2>, accumulate_values<bfloat16>,
+     accumulate_values<float>},
+    moments,
     stream,
     fence,
-    {out_of_range<8>, out_of_range<4>, out_of_range<2>},
 };
 
 }  // namespace fgrpo

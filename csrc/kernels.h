@@ -2,6 +2,7 @@
 // kernels.cpp is compiled once per instruction set; simd.cpp picks one table when the program runs.
 //
 // Legend: N values of a tile, `blocks` whole blocks that cover them (N rounded up; callers pad with zeros).
+// Buffers named here have room for a whole tile.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +22,17 @@ inline constexpr std::size_t kTileBlocks = kTile / kSmallestBlock;  // at most
 // numbers, of infinity and of NaN all compare greater.
 inline constexpr std::uint32_t kLargestMagnitude = 0x7f000000u;
 
+// A payload's part of a tile, and its weight.
+struct Term {
+    const std::uint8_t* codes;
+    const bfloat16* scales;
+    float weight;
+};
+
+// The most terms that one call adds up.
+inline constexpr std::size_t kTerms = 8;
+
+// Tables with [codec] are indexed by Codec's value; those of three entries are for the codecs with scales.
 struct Kernels {
     const char* name;
 
@@ -33,28 +45,34 @@ struct Kernels {
     void (*peaks)(const float* delta, std::size_t block, std::size_t blocks, std::uint32_t* peaks);
 
     // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 4.
+    // May write up to the next multiple of 32.
     void (*uniform)(std::uint64_t seed, std::uint64_t first, std::size_t N, float* uniform);
 
-    // Scales from peaks, codes from delta; `uniform` null means nearest. Where `error` is not null,
-    // error[i] = delta[i] - code * scale (in place is fine). [codec]
-    void (*quantise[3])(const float* delta, const std::uint32_t* peaks, const float* uniform,
-                        std::size_t block, std::size_t blocks, std::uint8_t* codes, bfloat16* scales,
-                        float* error);
+    // The scale of each block by one of the two rules of delta_codec.h. [Scaling][codec]
+    void (*scale[2][3])(const float* delta, const std::uint32_t* peaks, std::size_t block, std::size_t blocks,
+                        bfloat16* scales);
 
-    // sum[i] = fma(weight * scale, code, sum[i]), over whole blocks. [codec]
-    void (*accumulate[3])(const std::uint8_t* codes, const bfloat16* scales, float weight, std::size_t block,
-                          std::size_t blocks, float* sum);
+    // Codes from delta; `uniform` null means nearest. Where `error` is not null, error[i] = delta[i] - code *
+    // scale (in place is fine). [codec]
+    void (*quantise[3])(const float* delta, const bfloat16* scales, const float* uniform, std::size_t block,
+                        std::size_t blocks, std::uint8_t* codes, float* error);
 
-    // sum[i] = fma(weight, values[i], sum[i]) for i < N; `values` are float32 bytes of any alignment.
-    void (*accumulate_exact)(const std::uint8_t* values, float weight, std::size_t N, float* sum);
+    // The same for bf16, for i < N.
+    void (*round_to_bfloat16)(const float* delta, const float* uniform, std::size_t N, std::uint8_t* codes,
+                              float* error);
+
+    // sum[i] = fma(weight * scale, code, sum[i]) for each of `count` terms in turn, over the whole blocks that
+    // hold N values; for bf16 and none, fma(weight, value, sum[i]) for i < N. [codec]
+    void (*accumulate[5])(const Term* terms, std::size_t count, std::size_t block, std::size_t N, float* sum);
+
+    // squared_norm += values * values and dot += values * mean over i < N, both exact products in float64.
+    // Sixteen partial sums, each over every sixteenth i, are added in pairs. N is a multiple of 16.
+    void (*moments)(const float* values, const float* mean, std::size_t N, double* squared_norm, double* dot);
 
     // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread
     // reads.
     void (*stream)(const float* tile, std::size_t N, float* out);
     void (*fence)();
-
-    // Whether a byte holds the one code that is out of range (-128, -8 or -2). [codec]
-    bool (*out_of_range[3])(const std::uint8_t* codes, std::size_t bytes);
 };
 
 // The table in use.

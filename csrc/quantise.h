@@ -33,61 +33,15 @@ void peaks(const float* __restrict delta, size_t block, size_t blocks, uint32_t*
     }
 }
 
-// The product of the lanes' lower halves.
-using Longs = Vector<uint64_t, kLanes / 2>;
-inline Longs multiply_lower_halves(Longs a, Longs b) {
-#if defined(__AVX512F__)
-    return (Longs)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-    return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
-#else
-    return (a & 0xffffffffu) * (b & 0xffffffffu);
-#endif
-}
-
-// Philox4x32-10 for as many counters as there are 64-bit lanes. Upper halves hold rubbish until the end.
-void uniform(uint64_t seed, uint64_t first, size_t N, float* __restrict uniform) {
-    constexpr size_t counters = kLanes / 2;
-    uint32_t words[4 * counters];
-    for (size_t start = 0; start < N; start += 4 * counters) {
-        Longs c0, c1, c2 = {}, c3 = {};
-        for (size_t i = 0; i < counters; ++i) c0[i] = (first + start) / 4 + i;
-        c1 = c0 >> 32;
-        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-        for (int round = 0; round < 10; ++round) {
-            const Longs product0 = multiply_lower_halves(c0, Longs{} + 0xD2511F53u);
-            const Longs product1 = multiply_lower_halves(c2, Longs{} + 0xCD9E8D57u);
-            c0 = (product1 >> 32) ^ c1 ^ k0;
-            c1 = product1;
-            c2 = (product0 >> 32) ^ c3 ^ k1;
-            c3 = product0;
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
-        const Longs lower = (c0 & 0xffffffffu) | (c1 << 32), upper = (c2 & 0xffffffffu) | (c3 << 32);
-        for (size_t i = 0; i < counters; ++i) {
-            const uint64_t pair[2] = {lower[i], upper[i]};
-            __builtin_memcpy(words + 4 * i, pair, sizeof(pair));
-        }
-        for (size_t i = 0; i < 4 * counters; ++i) {
-            uniform[start + i] = static_cast<float>(static_cast<int>(words[i] >> 8)) * 0x1p-24f;
-        }
-    }
-}
-
-// peak / largest code, rounded up to bfloat16; 0 where that is not a normal number.
-inline bfloat16 scale_for(uint32_t peak, int largest_code) {
-    const float scale = float_of(peak) / static_cast<float>(largest_code);
-    return static_cast<bfloat16>(scale < 0x1p-126f ? 0 : (bits_of(scale) + 0xffffu) >> 16);
-}
-
-// |scaled| <= 127 * (1 + 2^-22), so adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low
-// bits.
+// |scaled| < 2^22, so adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits. Scales by
+// mse may put values beyond the range.
 template <int bits>
 inline typename Group<bits>::Ints round_to_nearest(typename Group<bits>::Floats scaled) {
-    return (typename Group<bits>::Ints)(scaled + 0x1.8p23f) - 0x4b400000;
+    using Ints = typename Group<bits>::Ints;
+    Ints code = (Ints)(scaled + 0x1.8p23f) - 0x4b400000;
+    const Ints largest = Ints{} + kLargestCode<bits>, lowest = ~largest;
+    code = code > largest ? largest : code;
+    return code < lowest ? lowest : code;
 }
 
 template <int bits>
@@ -102,14 +56,13 @@ inline typename Group<bits>::Ints round_down(typename Group<bits>::Floats shifte
 }
 
 template <int bits, bool stochastic, bool feedback>
-void quantise_blocks(const float* delta, const uint32_t* peaks, const float* uniform, size_t block,
-                     size_t blocks, uint8_t* __restrict codes, bfloat16* __restrict scales, float* error) {
+void quantise_blocks(const float* delta, const bfloat16* scales, const float* uniform, size_t block,
+                     size_t blocks, uint8_t* __restrict codes, float* error) {
     using G = Group<bits>;
     const size_t bytes = block / G::slots;
     for (size_t b = 0; b < blocks; ++b) {
-        scales[b] = scale_for(peaks[b], kLargestCode<bits>);
         const float scale = widen(scales[b]);
-        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
         for (size_t start = 0; start < bytes; start += G::lanes) {
             typename G::Ints packed = {};
             for (size_t slot = 0; slot < G::slots; ++slot) {
@@ -132,16 +85,47 @@ void quantise_blocks(const float* delta, const uint32_t* peaks, const float* uni
 }
 
 template <int bits>
-void quantise(const float* delta, const uint32_t* peaks, const float* uniform, size_t block, size_t blocks,
-              uint8_t* codes, bfloat16* scales, float* error) {
+void quantise(const float* delta, const bfloat16* scales, const float* uniform, size_t block, size_t blocks,
+              uint8_t* codes, float* error) {
     if (uniform && error) {
-        quantise_blocks<bits, true, true>(delta, peaks, uniform, block, blocks, codes, scales, error);
+        quantise_blocks<bits, true, true>(delta, scales, uniform, block, blocks, codes, error);
     } else if (uniform) {
-        quantise_blocks<bits, true, false>(delta, peaks, uniform, block, blocks, codes, scales, nullptr);
+        quantise_blocks<bits, true, false>(delta, scales, uniform, block, blocks, codes, nullptr);
     } else if (error) {
-        quantise_blocks<bits, false, true>(delta, peaks, nullptr, block, blocks, codes, scales, error);
+        quantise_blocks<bits, false, true>(delta, scales, nullptr, block, blocks, codes, error);
     } else {
-        quantise_blocks<bits, false, false>(delta, peaks, nullptr, block, blocks, codes, scales, nullptr);
+        quantise_blocks<bits, false, false>(delta, scales, nullptr, block, blocks, codes, nullptr);
+    }
+}
+
+template <bool stochastic, bool feedback>
+void round_values(const float* delta, const float* uniform, size_t N, uint8_t* __restrict codes,
+                  float* error) {
+    for (size_t i = 0; i < N; ++i) {
+        const float value = delta[i];
+        const uint32_t bits = bits_of(value);
+        // The number's upper 16 bits, or what rounds to nearest, ties to even. |value| <= 2^127: no overflow.
+        uint32_t below;
+        if constexpr (stochastic) {
+            below = static_cast<uint32_t>(static_cast<int>(uniform[i] * 0x1p16f));
+        } else {
+            below = 0x7fffu + (bits >> 16 & 1u);
+        }
+        const uint16_t rounded = static_cast<uint16_t>((bits + below) >> 16);
+        __builtin_memcpy(codes + 2 * i, &rounded, sizeof(rounded));
+        if constexpr (feedback) error[i] = value - float_of(static_cast<uint32_t>(rounded) << 16);
+    }
+}
+
+void round_to_bfloat16(const float* delta, const float* uniform, size_t N, uint8_t* codes, float* error) {
+    if (uniform && error) {
+        round_values<true, true>(delta, uniform, N, codes, error);
+    } else if (uniform) {
+        round_values<true, false>(delta, uniform, N, codes, nullptr);
+    } else if (error) {
+        round_values<false, true>(delta, nullptr, N, codes, error);
+    } else {
+        round_values<false, false>(delta, nullptr, N, codes, nullptr);
     }
 }
 

@@ -50,6 +50,7 @@ def client_round(
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,
+                scale=codec.scale,
                 seed=derive_seed(config.seed, client.name, "rounding", round_number),
                 residual=residual_P,
             )

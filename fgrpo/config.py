@@ -147,15 +147,18 @@ class CodecConfig:
     """How a client's delta is compressed.
 
     Args:
-        codec: `int8`, `int4`, `int2`, or `none` for float32.
+        codec: `int8`, `int4`, `int2`, `bf16`, or `none` for float32.
         block: parameters that share one 16-bit scale; a power of two from 32 to 1024.
         rounding: to the `nearest` code, or `stochastic`, which is unbiased: for clients that keep no residual.
+        scale: of a block, by its largest value (`absmax`) or by the least squared error (`mse`: at int4 a fifth less
+            error, at int2 half; with `nearest` only).
         error_feedback: add what rounding lost to the client's next delta.
     """
 
-    codec: Literal["int8", "int4", "int2", "none"] = "int4"
+    codec: Literal["int8", "int4", "int2", "bf16", "none"] = "int4"
     block: int = 64
     rounding: Literal["nearest", "stochastic"] = "nearest"
+    scale: Literal["absmax", "mse"] = "absmax"
     error_feedback: bool = True
 
 

@@ -60,6 +60,8 @@ def check(config: Config) -> None:
             value = getattr(value, part, None)
         if value is not None and not accepts(value):
             raise ConfigError(f"{key}: got {value}, expected {expected}")
+    if (config.codec.scale, config.codec.rounding) == ("mse", "stochastic"):
+        raise ConfigError("codec.scale: mse goes with codec.rounding nearest; stochastic rounding needs absmax")
     for name, client in config.clients.items():
         if client.reward_scale <= 0:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")

@@ -1,5 +1,6 @@
 # ruff: noqa: N999
-# The compiled codec (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B".
+# The compiled codec (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B",
+# statistics float64 "d" [K, 2].
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,18 @@ def encode(
     block: int,
     rounding: str,
     seed: int,
+    scale: str,
     codes: Buffer,
     scales: Buffer,
     num_threads: int,
 ) -> None: ...
 def decode(codes: Buffer, scales: Buffer, codec: str, block: int, size: int, out: Buffer, num_threads: int) -> None: ...
 def aggregate(
-    payloads: Sequence[tuple[Buffer, Buffer, str, int, int]], weights: Sequence[float], out: Buffer, num_threads: int
+    payloads: Sequence[tuple[Buffer, Buffer, str, int, int]],
+    weights: Sequence[float],
+    out: Buffer,
+    stats: Buffer | None,
+    num_threads: int,
 ) -> None: ...
 def check(codes: Buffer, scales: Buffer, codec: str, block: int, size: int, num_threads: int) -> None: ...
 def code_bytes(codec: str, block: int, size: int, /) -> int: ...

@@ -3,8 +3,9 @@
     encoded = encode(new, base, codec="int4", residual=residual)   # a client, once a round; residual is kept
     delta = aggregate([encoded, ...], weights)                     # the server, straight from the codes
 
-Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h` has the format, byte by byte. Results
-depend neither on the number of threads nor on the machine's vector instructions.
+Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h` has the format, byte by byte, and
+`docs/codec.md` the reasons and figures. Results depend neither on the number of threads nor on the machine's vector
+instructions, sums not on the order of the payloads.
 
 Legend: P parameters (elements of a delta), K clients. Tensors are 1-D, contiguous, on the CPU; a NumPy array does
 wherever a tensor does. Where `num_threads` is None, every core that the process may run on is used.
@@ -13,6 +14,7 @@ wherever a tensor does. Where `num_threads` is None, every core that the process
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,19 +27,30 @@ from fgrpo_kernels import _C
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CODECS", "Encoded", "aggregate", "check_codes", "decode", "encode"]
+__all__ = [
+    "CODECS",
+    "ClientStats",
+    "Encoded",
+    "aggregate",
+    "aggregate_with_stats",
+    "check_codes",
+    "decode",
+    "encode",
+]
 
-CODECS = ("int8", "int4", "int2", "none")
+CODECS = ("int8", "int4", "int2", "bf16", "none")
 ROUNDINGS = ("nearest", "stochastic")
+SCALES = ("absmax", "mse")
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A delta as `encode` writes it.
 
-    codes: uint8 [bytes]; `size` codes of 8, 4 or 2 bits, padded to whole blocks (codec "none": float32, 4 bytes each)
-    scales: bfloat16 [ceil(size / block)]; the value of a code is code * scale (codec "none": [0])
-    codec: "int8", "int4", "int2" or "none"
+    codes: uint8 [bytes]; `size` codes of 8, 4 or 2 bits, padded to whole blocks (codec "bf16": bfloat16, 2 bytes each;
+        "none": float32, 4 bytes each)
+    scales: bfloat16 [ceil(size / block)]; the value of a code is code * scale ("bf16" and "none": [0])
+    codec: "int8", "int4", "int2", "bf16" or "none"
     block: values that share a scale, a power of two from 32 to 1024
     size: P
 
@@ -73,6 +86,18 @@ class Encoded:
         return self.codes.numel() + 2 * self.scales.numel()
 
 
+@dataclass(frozen=True, eq=False)
+class ClientStats:
+    """What `aggregate_with_stats` learns of each client, in the order of its list.
+
+    squared_norms: float64 [K], of the decoded deltas, without weights
+    dots_with_mean: float64 [K], the products of the decoded deltas with the weighted sum that is returned
+    """
+
+    squared_norms: Tensor
+    dots_with_mean: Tensor
+
+
 def encode(
     new: Tensor | np.ndarray,
     base: Tensor | np.ndarray | None = None,
@@ -81,7 +106,9 @@ def encode(
     block: int = 64,
     rounding: str = "nearest",
     seed: int = 0,
+    scale: str = "absmax",
     residual: Tensor | np.ndarray | None = None,
+    out: Encoded | None = None,
     num_threads: int | None = None,
 ) -> Encoded:
     """Quantises the delta `new - base + residual`, each operand optional but the first.
@@ -89,11 +116,15 @@ def encode(
     new, base: float32 or bfloat16 [P]
     residual: float32 [P], what earlier calls rounded off. It is added to the delta and updated in place with what this
         call rounds off (error feedback): start with zeros and pass the same tensor each round.
-    codec: "int8", "int4", "int2", or "none" (float32 as it is)
+    codec: "int8", "int4", "int2", "bf16", or "none" (float32 as it is)
     block: values that share a scale, a power of two from 32 to 1024
     rounding: "nearest" (best with a residual) or "stochastic" (unbiased, for senders that keep no residual); "none"
         has nothing to round
     seed: for stochastic rounding, 0 to 2**64 - 1; the same seed gives the same bits
+    scale: "absmax" (no value is off by more than half a step) or "mse" (the least squared error of six scales a block:
+        at int4 a fifth less, at int2 half; takes longer, only with "nearest"); "bf16" and "none" have no scales
+    out: where to write to, a payload of the same codec, block and size, returned; a new one where None. Writing to
+        memory in use is faster.
 
     Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, and for wrong sizes or names;
     TypeError for wrong types, dtypes or devices. `residual` is then unchanged.
@@ -106,10 +137,11 @@ def encode(
     _require_format("encode", codec, block)
     if rounding not in ROUNDINGS:
         raise ValueError(f"encode: rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if scale not in SCALES:
+        raise ValueError(f"encode: scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if not 0 <= _require_int("encode: seed", seed) < 2**64:
         raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
-    codes = torch.empty(_C.code_bytes(codec, block, new.numel()), dtype=torch.uint8)
-    scales = torch.empty(_C.scale_count(codec, block, new.numel()), dtype=torch.bfloat16)
+    out = _encoded_like(out, codec, block, new.numel())
     _C.encode(
         _view(new),
         None if base is None else _view(base),
@@ -118,11 +150,12 @@ def encode(
         block,
         rounding,
         seed,
-        _view(codes),
-        _view(scales),
+        scale,
+        _view(out.codes),
+        _view(out.scales),
         _threads("encode", num_threads),
     )
-    return Encoded(codes, scales, codec, block, new.numel())
+    return out
 
 
 def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | None = None) -> Tensor:
@@ -149,23 +182,51 @@ def aggregate(
     weights: K finite numbers, rounded to float32; they are used as they are, so divide them by their sum for a mean
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
 
-    Terms are added in the order of the list: sort it (by client id, say) for sums that do not depend on arrival order.
+    The order of the list changes no bit: terms are added in the order of their codecs, blocks, weights and bytes.
     Raises ValueError for no payloads, unequal sizes, or weights that are too few, too many or not finite.
     """
+    return _aggregate(encodeds, weights, out, None, num_threads)
+
+
+def aggregate_with_stats(
+    encodeds: Sequence[Encoded],
+    weights: Sequence[float] | Tensor,
+    out: Tensor | None = None,
+    *,
+    num_threads: int | None = None,
+) -> tuple[Tensor, ClientStats]:
+    """`aggregate`, the same to the bit, and each client's squared norm and dot product with the result.
+
+    They are summed in float64 while the codes are at hand, the same to the bit for any number of threads and any order
+    of the list. Raises as `aggregate` does.
+    """
+    stats = torch.empty(len(encodeds), 2, dtype=torch.float64)
+    out = _aggregate(encodeds, weights, out, stats, num_threads)
+    return out, ClientStats(stats[:, 0].clone(), stats[:, 1].clone())
+
+
+def _aggregate(
+    encodeds: Sequence[Encoded],
+    weights: Sequence[float] | Tensor,
+    out: Tensor | None,
+    stats: Tensor | None,
+    num_threads: int | None,
+) -> Tensor:
     if len(encodeds) == 0:
         raise ValueError("aggregate: no payloads; did every client fail?")
     weight_list = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
     payloads = [_fields(f"aggregate: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
     out = _output("aggregate", out, encodeds[0].size)
-    _C.aggregate(payloads, weight_list, _view(out), _threads("aggregate", num_threads))
+    stats_view = None if stats is None else _view(stats)
+    _C.aggregate(payloads, weight_list, _view(out), stats_view, _threads("aggregate", num_threads))
     return out
 
 
 def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
-    """Raises ValueError, naming the first fault, unless `encode` could have written every byte of `encoded`.
+    """Raises ValueError, naming the first fault, unless `encoded` decodes to finite values and is padded with zeros.
 
-    For payloads from outside: codes in range (-128, -8 and -2 are not used), scales finite, not negative and not so
-    large that a value overflows float32, padding zero. Reads the codes once, at the speed of memory.
+    For payloads from outside: scales finite, not -0, and not so large that a value overflows float32; values of "bf16"
+    and "none" at most 2**127. Any code is a valid one, so quantised payloads take no longer than their scales.
     """
     _C.check(*_fields("check_codes: the payload", encoded), _threads("check_codes", num_threads))
 
@@ -224,6 +285,21 @@ def _require_writable(where: str, tensor: object) -> Tensor:
     return flat
 
 
+def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Encoded:
+    """`out` if it has this format and size, or a new payload that does."""
+    if out is None:
+        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8)
+        return Encoded(codes, torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16), codec, block, size)
+    if not isinstance(out, Encoded):
+        raise TypeError(f"encode: out must be an Encoded, got {type(out).__name__}")
+    if (out.codec, out.block, out.size) != (codec, block, size):
+        raise ValueError(
+            f"encode: out holds {out.size} parameters in {out.codec} with block {out.block}, expected {size} in "
+            f"{codec} with block {block}"
+        )
+    return out
+
+
 def _output(function: str, out: Tensor | None, size: int) -> Tensor:
     if out is None:
         return torch.empty(size, dtype=torch.float32)
@@ -235,14 +311,18 @@ def _output(function: str, out: Tensor | None, size: int) -> Tensor:
     return out
 
 
-_ITEMS: dict[torch.dtype, Any] = {
-    torch.float32: ctypes.c_float,
-    torch.bfloat16: ctypes.c_uint16,
-    torch.uint8: ctypes.c_uint8,
-}
+# Formats of the buffer protocol.
+_FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
+_WRITABLE = 0x200  # PyBUF_WRITE
+_memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
 
 
-def _view(tensor: Tensor) -> ctypes.Array[Any]:
+def _view(tensor: Tensor) -> memoryview | array[Any]:
     """The tensor's memory as a typed buffer, without NumPy. Valid while the caller holds the tensor."""
-    array = _ITEMS[tensor.dtype] * tensor.numel()
-    return array() if tensor.numel() == 0 else array.from_address(tensor.data_ptr())
+    form = _FORMATS[tensor.dtype]
+    if tensor.numel() == 0:
+        return array(form)
+    view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
+    return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]

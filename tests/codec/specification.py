@@ -1,13 +1,22 @@
 """The codec's format in plain NumPy, written from csrc/delta_codec.h: what the C++ must equal bit for bit."""
 
 import numpy as np
+import torch
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
+CODECS = [*BITS, "bf16", "none"]  # in the order of the enum
+PEAK_CODES = {8: [128, 127, 126, 125, 124, 123], 4: [8, 8.5, 9, 7.5, 10, 11], 2: [2.5, 3, 2, 3.5, 4.5, 6]}
 
 
 def round_up_to_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = (values.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16 << 16
     return bits.astype(np.uint32).view(np.float32)
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """To the nearest, ties to even; finite values that stay finite."""
+    bits = values.view(np.uint32)
+    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
 def philox(seed: int, count: int) -> np.ndarray:
@@ -38,23 +47,65 @@ def unpack(data: np.ndarray, bits: int, block: int) -> np.ndarray:
     return np.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
 
 
-def encode(delta: np.ndarray, codec: str, block: int, seed: int | None = None):
+def absmax_scales(rows: np.ndarray, bits: int) -> np.ndarray:
+    quotient = np.abs(rows).max(axis=1, initial=0).astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
+    return np.where(quotient < np.float32(2.0**-126), np.float32(0), round_up_to_bfloat16(quotient))
+
+
+def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Of six scales, the one with the least squared error, summed in float32 in units of the first scale."""
+    peaks = np.abs(rows).max(axis=1, initial=0).astype(np.float32)
+    sign = np.where((rows == peaks[:, None]).any(axis=1), np.float32(-1), np.float32(1))
+    candidates = [sign * round_to_bfloat16(peaks / np.float32(code)) for code in PEAK_CODES[bits]]
+    zero = peaks / np.float32(max(PEAK_CODES[bits])) < np.float32(2.0**-126)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverses = [np.float32(1) / candidate for candidate in candidates]
+        errors = [
+            squared_error(rows, inverse, candidate * inverses[0], inverses[0], bits)
+            for candidate, inverse in zip(candidates, inverses, strict=True)
+        ]
+    best = np.argmin(np.stack(errors), axis=0)  # the first of equals
+    return np.where(zero, np.float32(0), np.stack(candidates)[best, np.arange(len(rows))])
+
+
+def squared_error(rows: np.ndarray, inverse: np.ndarray, unit: np.ndarray, first: np.ndarray, bits: int) -> np.ndarray:
+    codes = np.rint(rows * inverse[:, None]).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    errors = rows * first[:, None] - codes * unit[:, None]
+    parts = np.zeros((len(rows), 16), dtype=np.float32)
+    for start in range(0, rows.shape[1], 16):
+        parts = parts + errors[:, start : start + 16] * errors[:, start : start + 16]
+    for half in (8, 4, 2, 1):
+        parts = parts[:, :half] + parts[:, half:]
+    return parts[:, 0]
+
+
+def encode(delta: np.ndarray, codec: str, block: int, seed: int | None = None, scale: str = "absmax"):
     """(codes, scales, decoded) of a float32 delta; stochastic where a seed is given."""
-    largest = 2 ** (BITS[codec] - 1) - 1
+    bits = BITS[codec]
+    largest = 2 ** (bits - 1) - 1
     padded = np.zeros(-(-len(delta) // block) * block, dtype=np.float32)
     padded[: len(delta)] = delta
     rows = padded.reshape(-1, block)
-    quotient = np.abs(rows).max(axis=1, initial=0).astype(np.float32) / np.float32(largest)
-    scales = np.where(quotient < np.float32(2.0**-126), np.float32(0), round_up_to_bfloat16(quotient))
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    scales = absmax_scales(rows, bits) if scale == "absmax" else mse_scales(rows, bits)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     scaled = rows * inverse[:, None]
     if seed is None:
-        codes = np.rint(scaled)
+        codes = np.rint(scaled).clip(-largest - 1, largest)
     else:
         codes = np.floor(scaled + philox(seed, rows.size).reshape(rows.shape)).clip(-largest, largest)
     codes = codes.astype(np.int32).astype(np.float32)  # an integer has no negative zero
     decoded = (codes * scales[:, None]).astype(np.float32).reshape(-1)[: len(delta)]
-    return pack(codes, BITS[codec]), scales, decoded
+    return pack(codes, bits), scales, decoded
+
+
+def encode_bfloat16(delta: np.ndarray, seed: int | None = None):
+    """(codes, decoded) of codec bf16."""
+    if seed is None:
+        decoded = round_to_bfloat16(delta)
+    else:
+        below = (philox(seed, len(delta)) * np.float32(2**16)).astype(np.uint32)
+        decoded = (delta.view(np.uint32) + below >> 16 << 16).view(np.float32)
+    return (decoded.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), decoded
 
 
 def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -68,12 +119,29 @@ def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarra
     return odd.astype(np.float32)
 
 
+def decode(encoded) -> np.ndarray:
+    data = encoded.codes.numpy()
+    if encoded.codec == "none":
+        return data.view(np.float32)
+    if encoded.codec == "bf16":
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    codes = unpack(data, BITS[encoded.codec], encoded.block).astype(np.float32)
+    return (codes * encoded.scales.float().numpy()[:, None]).reshape(-1)[: encoded.size]
+
+
 def aggregate(encodeds, weights) -> np.ndarray:
-    """The weighted sum, term by term. `encodeds` are fgrpo_kernels.codec.Encoded."""
+    """The weighted sum, term by term in the order of the contract. `encodeds` are fgrpo_kernels.codec.Encoded."""
+
+    def order(term):
+        encoded, weight = term
+        scales = encoded.scales.view(torch.int16).numpy().tobytes()
+        bits = int(np.float32(weight).view(np.uint32))
+        return CODECS.index(encoded.codec), encoded.block, bits, scales, encoded.codes.numpy().tobytes()
+
     total = np.full(encodeds[0].size, -0.0, dtype=np.float32)
-    for encoded, weight in zip(encodeds, weights, strict=True):
-        if encoded.codec == "none":
-            values = encoded.codes.numpy().view(np.float32)
+    for encoded, weight in sorted(zip(encodeds, weights, strict=True), key=order):
+        if encoded.codec not in BITS:
+            values = decode(encoded)
             total = fused_multiply_add(np.full_like(values, weight), values, total)
             continue
         codes = unpack(encoded.codes.numpy(), BITS[encoded.codec], encoded.block).astype(np.float32)

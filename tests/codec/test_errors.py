@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec import Encoded, aggregate, check_codes, decode, encode
+from fgrpo_kernels.codec import CODECS, Encoded, aggregate, check_codes, decode, encode
 
 ONES = torch.ones(100)
 CODES = torch.zeros(64, dtype=torch.uint8)  # 100 int4 codes in two blocks of 64
@@ -35,6 +35,22 @@ REFUSED = [
     pytest.param(lambda: encode(ONES, block=64.0), TypeError, "block must be an int, got 64.0", id="block-float"),
     pytest.param(
         lambda: encode(ONES, rounding="up"), ValueError, "rounding must be one of nearest, .*'up'", id="rounding"
+    ),
+    pytest.param(
+        lambda: encode(ONES, scale="rms"), ValueError, "scale must be one of absmax, mse, got 'rms'", id="scale"
+    ),
+    pytest.param(
+        lambda: encode(ONES, scale="mse", rounding="stochastic"),
+        ValueError,
+        "'mse' goes with rounding 'nearest'",
+        id="mse-stochastic",
+    ),
+    pytest.param(lambda: encode(ONES, out=CODES), TypeError, "out must be an Encoded, got Tensor", id="encode-out"),
+    pytest.param(
+        lambda: encode(ONES, out=payload("int8")),
+        ValueError,
+        "out holds 100 parameters in int8 with block 64, expected 100 in int4",
+        id="encode-out-codec",
     ),
     pytest.param(lambda: encode(ONES, seed=-1), ValueError, "seed must be from 0", id="seed-negative"),
     pytest.param(lambda: encode(ONES, seed=2**64), ValueError, "seed must be from 0", id="seed-large"),
@@ -145,17 +161,19 @@ def with_scale(encoded: Encoded, position: int, value: float) -> Encoded:
 
 
 FORGED = [
-    pytest.param(with_byte(payload("int8"), 5, 0x80), "index 5 has code -128, outside -127..127", id="int8-128"),
-    pytest.param(with_byte(payload("int4"), 5, 0x08), "index 5 has code -8, outside -7..7", id="int4-low"),
-    pytest.param(with_byte(payload("int4"), 5, 0x80), "index 37 has code -8, outside -7..7", id="int4-high"),
-    pytest.param(with_byte(payload("int2"), 5, 0x20), "index 37 has code -2, outside -1..1", id="int2-third"),
     pytest.param(with_byte(payload("int8"), 127, 1), "padding code 127 is 1", id="padding"),
     pytest.param(with_byte(payload("int4"), 63, 0xF0), "padding code 127 is -1", id="padding-int4"),
     pytest.param(with_scale(payload(), 1, float("nan")), "scale 1 is nan", id="scale-nan"),
     pytest.param(with_scale(payload(), 1, float("inf")), "scale 1 is inf", id="scale-inf"),
-    pytest.param(with_scale(payload(), 0, -1.0), "scale 0 is -1", id="scale-negative"),
+    pytest.param(with_scale(payload(), 0, -3e38), "scale 0 is -3", id="scale-negative-overflows"),
     pytest.param(with_scale(payload(), 0, -0.0), "scale 0 is -0", id="scale-negative-zero"),
     pytest.param(with_scale(payload(), 0, 3e38), "scale 0 is 3", id="scale-overflows"),
+    pytest.param(
+        with_byte(with_scale(payload("int2"), 0, -(2.0**127)), 5, 0x20),
+        "index 37, code -2 times scale -1.7.*, does not fit",
+        id="int2-product-overflows",
+    ),
+    pytest.param(with_byte(payload("bf16"), 199, 0x7F), "index 99 is not finite, or larger", id="bf16-huge"),
     pytest.param(with_byte(payload("none"), 403 - 4, 0x7F), "index 99 is not finite, or larger", id="none-huge"),
 ]
 
@@ -167,12 +185,30 @@ def test_check_codes_names_the_fault(simd: str, forged: Encoded, message: str) -
     assert decode(forged).shape == (100,)  # harmless all the same
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "int2", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 3000])
 def test_check_codes_accepts_what_encode_writes(simd: str, codec: str, size: int) -> None:
     for scale in (1e-38, 1.0, 2.0**120):
         delta = torch.randn(size).clamp(-4, 4) * scale
         check_codes(encode(delta, codec=codec, rounding="stochastic"))
+        check_codes(encode(delta, codec=codec, scale="mse"))
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_what_check_codes_accepts_is_finite(codec: str) -> None:
+    """Any code at the largest scales that pass."""
+    codes = torch.arange(64 * {"int8": 8, "int4": 4, "int2": 2}[codec] // 8).mul(73).to(torch.uint8)
+    accepted = 0
+    for bits in range(0x7B00, 0x8000):
+        scale = torch.tensor([bits], dtype=torch.int16).view(torch.bfloat16)
+        encoded = Encoded(codes, scale, codec, 64, 64)
+        try:
+            check_codes(encoded)
+        except ValueError:
+            continue
+        accepted += 1
+        assert bool(decode(encoded).isfinite().all())
+    assert 0x80 < accepted <= 0x400
 
 
 def test_numpy_arrays_share_memory() -> None:
@@ -203,13 +239,13 @@ def test_encoded_is_frozen() -> None:
 def test_bindings_check_buffers_themselves(buffer: object, error: type[Exception], message: str) -> None:
     codes, scales = np.zeros(64, np.uint8), np.zeros(1, np.uint16)
     with pytest.raises(error, match=message):
-        _C.encode(buffer, None, None, "int8", 64, "nearest", 0, codes, scales, 1)
+        _C.encode(buffer, None, None, "int8", 64, "nearest", 0, "absmax", codes, scales, 1)
 
 
 def test_bindings_do_not_write_to_read_only_memory() -> None:
     scales = np.zeros(1, np.uint16)
     with pytest.raises(BufferError):
-        _C.encode(np.ones(8, np.float32), None, None, "int8", 64, "nearest", 0, bytes(64), scales, 1)
+        _C.encode(np.ones(8, np.float32), None, None, "int8", 64, "nearest", 0, "absmax", bytes(64), scales, 1)
 
 
 def test_unknown_instruction_set() -> None:

@@ -1,0 +1,98 @@
+// For kernels.cpp alone (see there): a block's scale.
+#pragma once
+
+#include "vectors.h"
+
+namespace fgrpo {
+namespace {
+
+// The smallest normal number: below it a scale would lose precision.
+inline constexpr float kSmallestScale = 0x1p-126f;
+
+template <int bits>
+void scale_by_absmax(const float*, const uint32_t* peaks, size_t, size_t blocks, bfloat16* scales) {
+    for (size_t b = 0; b < blocks; ++b) {
+        const float scale = float_of(peaks[b]) / static_cast<float>(kLargestCode<bits>);
+        // Rounded up, so that no code passes the largest.
+        scales[b] = static_cast<bfloat16>(scale < kSmallestScale ? 0 : (bits_of(scale) + 0xffffu) >> 16);
+    }
+}
+
+// What a block's largest value may become in units of its scale, best guesses first. docs/codec.md says how
+// these were found.
+inline constexpr size_t kCandidates = 6;
+template <int bits>
+inline constexpr float kPeakCodes[kCandidates] = {};
+template <>
+inline constexpr float kPeakCodes<8>[kCandidates] = {128, 127, 126, 125, 124, 123};
+template <>
+inline constexpr float kPeakCodes<4>[kCandidates] = {8, 8.5f, 9, 7.5f, 10, 11};
+template <>
+inline constexpr float kPeakCodes<2>[kCandidates] = {2.5f, 3, 2, 3.5f, 4.5f, 6};
+
+// Sixteen partial sums, added in pairs: the same order for every width of vectors.
+inline constexpr size_t kParts = 16 / kLanes;
+inline float total(const Vector<float, kLanes> (&parts)[kParts]) {
+    float sums[16];
+    __builtin_memcpy(sums, parts, sizeof(sums));
+    for (size_t half = 8; half > 0; half /= 2) {
+        for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+    }
+    return sums[0];
+}
+
+// Squared errors are summed in units of the first candidate, so they neither overflow nor vanish.
+template <int bits>
+bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
+    using Floats = Vector<float, kLanes>;
+    const float magnitude = float_of(peak);
+    if (magnitude / kPeakCodes<bits>[kCandidates - 1] < kSmallestScale) return bfloat16{0};
+    bool positive = false;
+    for (size_t i = 0; i < block; ++i) positive |= delta[i] == magnitude;
+    // The largest value goes to the lowest code, which lies one further from 0 than the highest.
+    const uint32_t sign = positive ? 0x8000u : 0;
+
+    bfloat16 scales[kCandidates];
+    float inverses[kCandidates], units[kCandidates];
+    for (size_t j = 0; j < kCandidates; ++j) {
+        const uint32_t bits_j = bits_of(magnitude / kPeakCodes<bits>[j]);
+        scales[j] = static_cast<bfloat16>(sign | (bits_j + 0x7fffu + (bits_j >> 16 & 1u)) >> 16);
+        inverses[j] = 1.0f / widen(scales[j]);
+        units[j] = widen(scales[j]) * inverses[0];
+    }
+    const Floats highest = Floats{} + static_cast<float>(kLargestCode<bits>), lowest = -highest - 1.0f;
+    Floats errors[kCandidates][kParts] = {};
+    for (size_t start = 0; start < block; start += 16) {
+#pragma GCC unroll 4
+        for (size_t part = 0; part < kParts; ++part) {
+            const Floats value = load<Floats>(delta + start + part * kLanes);
+            const Floats scaled = value * inverses[0];
+#pragma GCC unroll 8
+            for (size_t j = 0; j < kCandidates; ++j) {
+                Floats code = (value * inverses[j] + 0x1.8p23f) - 0x1.8p23f;
+                code = code > highest ? highest : code;
+                code = code < lowest ? lowest : code;
+                const Floats error = scaled - code * units[j];
+                errors[j][part] += error * error;
+            }
+        }
+    }
+    size_t best = 0;
+    float least = total(errors[0]);
+    for (size_t j = 1; j < kCandidates; ++j) {
+        const float error = total(errors[j]);
+        if (error < least) {
+            least = error;
+            best = j;
+        }
+    }
+    return scales[best];
+}
+
+template <int bits>
+void scale_by_mse(const float* delta, const uint32_t* peaks, size_t block, size_t blocks, bfloat16* scales) {
+    for (size_t b = 0; b < blocks; ++b) scales[b] = scale_by_mse<bits>(delta + b * block, peaks[b], block);
+}
+
+}  // namespace
+}  // namespace fgrpo

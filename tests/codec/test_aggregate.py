@@ -1,0 +1,141 @@
+"""The server's side: any order gives the same bits, what is learned of clients on the way, many clients, memory."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+import specification
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgrpo_kernels import _C
+from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, decode, encode
+
+SIZE = 2500
+
+
+def mixed_payloads() -> list[Encoded]:
+    """Every codec, two blocks, both scales; two equal payloads, and one that differs from them in its last code."""
+    generator = torch.Generator().manual_seed(0)
+    formats = [(codec, block) for codec in specification.CODECS for block in (32, 64, 64)]
+    payloads = [encode(torch.randn(SIZE, generator=generator), codec=codec, block=block) for codec, block in formats]
+    payloads += [encode(torch.randn(SIZE, generator=generator), scale="mse") for _ in range(3)]
+    twin = payloads[4]
+    codes = twin.codes.clone()
+    codes[twin.codes.numel() - 64 + SIZE % 64 // 2] ^= 1
+    return [*payloads, twin, Encoded(codes, twin.scales, twin.codec, twin.block, twin.size)]
+
+
+PAYLOADS = mixed_payloads()
+WEIGHTS = [0.05 if k % 3 else 0.0625 for k in range(len(PAYLOADS))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(order=st.permutations(range(len(PAYLOADS))), threads=st.integers(1, 3))
+def test_any_order_gives_the_same_bits(order: list[int], threads: int) -> None:
+    expected, stats = aggregate_with_stats(PAYLOADS, WEIGHTS)
+    payloads, weights = [PAYLOADS[k] for k in order], [WEIGHTS[k] for k in order]
+    total = aggregate(payloads, weights, num_threads=threads)
+    assert total.numpy().tobytes() == expected.numpy().tobytes()
+    total, permuted = aggregate_with_stats(payloads, weights, num_threads=threads)
+    assert total.numpy().tobytes() == expected.numpy().tobytes()
+    assert torch.equal(permuted.squared_norms, stats.squared_norms[list(order)])
+    assert torch.equal(permuted.dots_with_mean, stats.dots_with_mean[list(order)])
+
+
+def test_order_matters_without_a_rule() -> None:
+    """The sums of these payloads do depend on the order of addition, or the test above would show nothing."""
+    sums = set()
+    for seed in range(10):
+        order = random.Random(seed).sample(range(len(PAYLOADS)), len(PAYLOADS))
+        total = torch.zeros(SIZE)
+        for k in order:
+            total += WEIGHTS[k] * decode(PAYLOADS[k])
+        sums.add(total.numpy().tobytes())
+    assert len(sums) > 1
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 2048, 2049, 5000, 300_001])
+def test_stats_are_norms_and_dot_products(simd: str, size: int) -> None:
+    encodeds = [encode(torch.randn(size), codec=codec) for codec in specification.CODECS]
+    weights = [0.3, -0.2, 0.4, 0.1, 0.0]
+    total, stats = aggregate_with_stats(encodeds, weights)
+    assert torch.equal(total, aggregate(encodeds, weights))
+    decoded = torch.stack([decode(encoded).double() for encoded in encodeds])
+    assert stats.squared_norms.dtype == stats.dots_with_mean.dtype == torch.float64
+    torch.testing.assert_close(stats.squared_norms, decoded.square().sum(1), rtol=1e-13, atol=0)
+    # Relative to the norms: the products of a dot product may cancel.
+    bound = 1e-13 * decoded.norm(dim=1) * total.double().norm()
+    assert bool(((stats.dots_with_mean - decoded @ total.double()).abs() <= bound).all())
+
+
+def test_stats_are_the_same_bits_everywhere() -> None:
+    encodeds = [encode(torch.randn(1_000_003), codec=codec) for codec in specification.CODECS]
+    outcomes = set()
+    previous = _C.use_simd(_C.simd_levels()[0])
+    try:
+        for level in _C.simd_levels():
+            _C.use_simd(level)
+            for threads in (1, 2, 5):
+                total, stats = aggregate_with_stats(encodeds, [0.2] * 5, num_threads=threads)
+                tensors = (total, stats.squared_norms, stats.dots_with_mean)
+                outcomes.add(b"".join(tensor.numpy().tobytes() for tensor in tensors))
+    finally:
+        _C.use_simd(previous)
+    assert len(outcomes) == 1
+
+
+def test_stats_of_huge_and_tiny_deltas_stay_in_range() -> None:
+    for scale in (1e-30, 1e30):
+        encoded = encode(torch.randn(1000) * scale, codec="int8")
+        _, stats = aggregate_with_stats([encoded], [0.5])
+        expected = decode(encoded).double().square().sum()
+        assert stats.squared_norms[0] == pytest.approx(float(expected), rel=1e-13)
+        assert stats.dots_with_mean[0] == pytest.approx(float(expected) / 2, rel=1e-6)
+
+
+def test_nothing_to_aggregate() -> None:
+    total, stats = aggregate_with_stats([encode(torch.empty(0))] * 2, [0.5, 0.5])
+    assert total.shape == (0,)
+    assert stats.squared_norms.tolist() == [0.0, 0.0]
+
+
+def test_ten_thousand_clients_with_mixed_codecs() -> None:
+    clients, size = 10_000, 3000
+    generator = torch.Generator().manual_seed(0)
+    kinds = [{"codec": codec} for codec in specification.CODECS] + [{"codec": "int4", "block": 32, "scale": "mse"}]
+    # A hundred different payloads; a client's delta is one of them.
+    distinct = [encode(torch.randn(size, generator=generator), **kinds[k % 6]) for k in range(100)]
+    decoded = torch.stack([decode(encoded) for encoded in distinct])
+    chosen = torch.randint(100, (clients,), generator=generator)
+    weights = torch.rand(clients, generator=generator).softmax(0)
+    expected = torch.zeros(100, dtype=torch.float64).index_add_(0, chosen, weights.double()) @ decoded.double()
+
+    encodeds = [distinct[k] for k in chosen]
+    total, stats = aggregate_with_stats(encodeds, weights)
+    assert float((total - expected).norm() / expected.norm()) < 1e-4  # 10,000 additions in float32
+    assert torch.equal(total, aggregate(encodeds[::-1], weights.flip(0)))
+    torch.testing.assert_close(stats.squared_norms, decoded.double().square().sum(1)[chosen], rtol=1e-12, atol=0)
+
+
+MEMORY = """
+import resource, sys, torch
+from fgrpo_kernels.codec import aggregate, aggregate_with_stats, encode
+size, clients = 1 << 22, 64
+delta = torch.randn(size)
+encodeds = [encode(delta, seed=k, rounding="stochastic") for k in range(clients)]
+out = torch.zeros(size)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+aggregate(encodeds, [1 / clients] * clients, out)
+aggregate_with_stats(encodeds, [1 / clients] * clients, out)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * size))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kilobytes, as Linux gives it")
+def test_sixty_four_clients_need_no_memory_beyond_the_result() -> None:
+    """Decoded copies would take 64 times the result; the rest of the process (threads' stacks) is far below one."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.25
