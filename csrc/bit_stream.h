@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace fgrpo {
 
@@ -42,23 +43,35 @@ class BitWriter {
 // Reads a stream of `bytes` bytes after which 8 more may be read. Never moves beyond that, whatever the bits.
 class BitReader {
   public:
-    static constexpr std::uint32_t kNoCode = std::uint32_t{1} << 20;
+    static constexpr std::uint64_t kNoCode = std::uint64_t{1} << 20;
 
     BitReader(const std::uint8_t* from, std::size_t bytes) : from_(from), end_(8 * bytes) {}
 
-    // The next code's value, or kNoCode or more where there is none.
-    std::uint32_t take(unsigned order) {
+    // The next code's value; more than 0xffff where there is none.
+    std::uint64_t take(unsigned order) {
         if (bit_ > end_) return kNoCode;
         std::uint64_t window;
         std::memcpy(&window, from_ + bit_ / 8, sizeof(window));
+        const Code code(window >> bit_ % 8, order);
+        bit_ += code.bits;
+        return code.value;
+    }
+
+    // What two calls of take() return, in less time: both codes mostly lie in one word.
+    std::pair<std::uint64_t, std::uint64_t> take_two(unsigned first_order, unsigned second_order) {
+        if (bit_ > end_) return {kNoCode, kNoCode};
+        std::uint64_t window;
+        std::memcpy(&window, from_ + bit_ / 8, sizeof(window));
         window >>= bit_ % 8;
-        const unsigned zeros = static_cast<unsigned>(std::countr_zero(window | kNoCode));
-        if (zeros > 16) return kNoCode;
-        const unsigned below = zeros + order;
-        bit_ += zeros + 1 + below;  // at most 48 of 57
-        const std::uint64_t one = std::uint64_t{1} << below;
-        return static_cast<std::uint32_t>((one | ((window >> (zeros + 1)) & (one - 1))) -
-                                          (std::uint64_t{1} << order));
+        const Code first(window, first_order);
+        window >>= first.bits;
+        const Code second(window, second_order);
+        if (first.bits + second.bits > kWindow) {
+            const std::uint64_t value = take(first_order);
+            return {value, take(second_order)};
+        }
+        bit_ += first.bits + second.bits;
+        return {first.value, second.value};
     }
 
     bool past_end() const { return bit_ > end_; }
@@ -70,6 +83,22 @@ class BitReader {
     }
 
   private:
+    static constexpr unsigned kWindow = 57;  // bits that a word holds from any bit of its first byte on
+
+    // The code at the low end of a window. A valid one has 16 zeros at most; after 20 a one is taken for granted,
+    // which bounds the bits to 56 and makes a value of no less than 2^20 - 1.
+    struct Code {
+        Code(std::uint64_t window, unsigned order) {
+            const unsigned zeros = static_cast<unsigned>(std::countr_zero(window | kNoCode));
+            const unsigned below = zeros + order;
+            const std::uint64_t one = std::uint64_t{1} << below;
+            bits = zeros + 1 + below;
+            value = (one | ((window >> (zeros + 1)) & (one - 1))) - (std::uint64_t{1} << order);
+        }
+        unsigned bits;
+        std::uint64_t value;
+    };
+
     const std::uint8_t* from_;
     std::size_t bit_ = 0, end_;
 };
@@ -82,7 +111,7 @@ struct Estimate {
 
 class Widths {
   public:
-    void add(std::uint16_t value) { ++count_[std::bit_width(value)]; }
+    void add(std::uint16_t value) { ++count_[std::bit_width(2u * value + 1u) - 1]; }  // 0 without a branch
 
     Estimate best_order() const {
         Estimate best{0, SIZE_MAX};

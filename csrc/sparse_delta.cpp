@@ -58,21 +58,22 @@ std::size_t length_of_block(std::size_t size, std::size_t block) {
     return std::min(kUpdateBlock, size - block * kUpdateBlock);
 }
 
-// A pattern's place in the order of numbers, and back.
+// A pattern's place in the order of numbers, and back. Without branches here and below: signs are random.
+std::uint16_t sign_mask(std::uint16_t x) { return static_cast<std::uint16_t>(-(x >> 15)); }
 std::uint16_t place_of(std::uint16_t pattern) {
-    return static_cast<std::uint16_t>(pattern & 0x8000 ? ~pattern : pattern | 0x8000);
+    return static_cast<std::uint16_t>(pattern ^ (sign_mask(pattern) | 0x8000));
 }
 std::uint16_t pattern_of(std::uint16_t place) {
-    return static_cast<std::uint16_t>(place & 0x8000 ? place & 0x7fff : ~place);
+    return static_cast<std::uint16_t>(place ^ (~sign_mask(place) | 0x8000));
 }
 
 std::uint16_t step_between(std::uint16_t base, std::uint16_t updated) {
-    const int d = static_cast<std::int16_t>(place_of(updated) - place_of(base));
-    return static_cast<std::uint16_t>(d > 0 ? 2 * (d - 1) : 2 * (-d - 1) + 1);
+    const int d = static_cast<std::int16_t>(place_of(updated) - place_of(base)), sign = d >> 31;
+    return static_cast<std::uint16_t>(2 * ((d ^ sign) - sign - 1) - sign);
 }
-std::uint16_t stepped(std::uint16_t base, std::uint32_t step) {
-    const int magnitude = static_cast<int>(step / 2) + 1;
-    return pattern_of(static_cast<std::uint16_t>(place_of(base) + (step % 2 ? -magnitude : magnitude)));
+std::uint16_t stepped(std::uint16_t base, std::uint64_t step) {
+    const int magnitude = static_cast<int>(step / 2) + 1, sign = -static_cast<int>(step % 2);
+    return pattern_of(static_cast<std::uint16_t>(place_of(base) + (magnitude ^ sign) - sign));
 }
 
 // The hash of the whole is a sum over blocks, which threads can add to in any order.
@@ -87,7 +88,7 @@ std::uint64_t share_of_block(std::uint64_t hash, std::size_t block) {
 // The values that change in one block.
 struct Changes {
     std::size_t count;
-    std::uint16_t positions[kUpdateBlock], steps[kUpdateBlock];
+    std::uint16_t positions[kUpdateBlock + 4], steps[kUpdateBlock];
 };
 
 std::uint16_t gap_before(const Changes& changes, std::size_t i) {
@@ -161,9 +162,9 @@ Fault apply_list(const std::uint8_t* block, std::size_t length, std::size_t N, s
     const unsigned gap_order = block[1] & 15u, step_order = block[1] >> 4;
     std::size_t at = 0;
     for (std::size_t left = last + std::size_t{1}; left > 0; --left, ++at) {
-        at += reader.take(gap_order);
+        const auto [gap, step] = reader.take_two(gap_order, step_order);
+        at += gap;
         if (at >= N) return "changes values past its end";
-        const std::uint32_t step = reader.take(step_order);
         if (step > 0xffff || reader.past_end()) return "has a code that is cut off or too large";
         values[at] = stepped(values[at], step);
     }
@@ -180,7 +181,7 @@ Fault apply_bitmap(const std::uint8_t* block, std::size_t length, std::size_t N,
     for (std::size_t i = 0; i < bytes; ++i) {
         for (unsigned bits = block[2 + i]; bits != 0; bits &= bits - 1) {
             std::uint16_t& value = values[8 * i + static_cast<std::size_t>(std::countr_zero(bits))];
-            const std::uint32_t step = reader.take(step_order);
+            const std::uint64_t step = reader.take(step_order);
             if (step > 0xffff || reader.past_end()) return "has a code that is cut off or too large";
             value = stepped(value, step);
         }

@@ -6,39 +6,70 @@
 namespace fgrpo {
 namespace {
 
-// Values compared at once, and the bits that one of them has in the mask.
+// A word of mask for kWord values: the lowest of the kMaskBits bits of a value that differs is set.
 #if defined(__AVX512F__)
-constexpr size_t kCompared = 32, kMaskBits = 1;
+constexpr size_t kMaskBits = 1;
 inline uint64_t differing(const uint16_t* a, const uint16_t* b) {
-    return _mm512_cmpneq_epi16_mask(load<__m512i>(a), load<__m512i>(b));
+    const uint64_t low = _mm512_cmpneq_epi16_mask(load<__m512i>(a), load<__m512i>(b));
+    const uint64_t high = _mm512_cmpneq_epi16_mask(load<__m512i>(a + 32), load<__m512i>(b + 32));
+    return low | high << 32;
 }
 #elif defined(__AVX2__)
-constexpr size_t kCompared = 16, kMaskBits = 2;
+constexpr size_t kMaskBits = 2;
 inline uint64_t differing(const uint16_t* a, const uint16_t* b) {
-    const __m256i equal = _mm256_cmpeq_epi16(load<__m256i>(a), load<__m256i>(b));
-    return ~static_cast<uint32_t>(_mm256_movemask_epi8(equal)) & 0x55555555u;
+    uint64_t equal = 0;
+    for (int i = 0; i < 2; ++i) {
+        const __m256i lanes = _mm256_cmpeq_epi16(load<__m256i>(a + 16 * i), load<__m256i>(b + 16 * i));
+        equal |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(lanes))) << 32 * i;
+    }
+    return ~equal & 0x5555555555555555u;
 }
 #elif defined(__SSE2__)
-constexpr size_t kCompared = 8, kMaskBits = 2;
+constexpr size_t kMaskBits = 2;
 inline uint64_t differing(const uint16_t* a, const uint16_t* b) {
-    const __m128i equal = _mm_cmpeq_epi16(load<__m128i>(a), load<__m128i>(b));
-    return ~static_cast<uint32_t>(_mm_movemask_epi8(equal)) & 0x5555u;
+    uint64_t equal = 0;
+    for (int i = 0; i < 4; ++i) {
+        const __m128i lanes = _mm_cmpeq_epi16(load<__m128i>(a + 8 * i), load<__m128i>(b + 8 * i));
+        equal |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_epi8(lanes))) << 16 * i;
+    }
+    return ~equal & 0x5555555555555555u;
 }
 #else
-constexpr size_t kCompared = 4, kMaskBits = 16;
+constexpr size_t kMaskBits = 16;
 inline uint64_t differing(const uint16_t* a, const uint16_t* b) {
     const uint64_t different = load<uint64_t>(a) ^ load<uint64_t>(b), low = 0x7fff7fff7fff7fff;
     // The highest bit of each 16 is set where any of them is, then moved to the low end.
     return ((((different & low) + low) | different) & ~low) >> 15;
 }
 #endif
+constexpr size_t kWord = 64 / kMaskBits;
+constexpr size_t kWords = 4;                   // that are skipped together where nothing differs
+constexpr size_t kGuessed = 4;                 // positions written for a word, right or not
+constexpr uint64_t kStop = uint64_t{1} << 63;  // so that a word without bits has a lowest one
 
 size_t changes(const uint16_t* updated, const uint16_t* base, size_t N, uint16_t* positions) {
     size_t count = 0, first = 0;
-    for (; first + kCompared <= N; first += kCompared) {
-        for (uint64_t mask = differing(updated + first, base + first); mask != 0; mask &= mask - 1) {
-            const size_t lane = static_cast<size_t>(__builtin_ctzll(mask)) / kMaskBits;
-            positions[count++] = static_cast<uint16_t>(first + lane);
+    for (; first + kWords * kWord <= N; first += kWords * kWord) {
+        uint64_t words[kWords], any = 0;
+        for (size_t w = 0; w < kWords; ++w) {
+            words[w] = differing(updated + first + w * kWord, base + first + w * kWord);
+            any |= words[w];
+        }
+        if (any == 0) continue;
+        for (size_t w = 0; w < kWords; ++w) {
+            uint64_t word = words[w];
+            const size_t found = static_cast<size_t>(__builtin_popcountll(word)), start = first + w * kWord;
+            // A few positions without a branch, then the rest: how often a loop runs cannot be foreseen.
+#pragma GCC unroll 4
+            for (size_t i = 0; i < kGuessed; ++i, word &= word - 1) {
+                const size_t bit = static_cast<size_t>(__builtin_ctzll(word | kStop));
+                positions[count + i] = static_cast<uint16_t>(start + bit / kMaskBits);
+            }
+            for (size_t i = kGuessed; i < found; ++i, word &= word - 1) {
+                const size_t bit = static_cast<size_t>(__builtin_ctzll(word));
+                positions[count + i] = static_cast<uint16_t>(start + bit / kMaskBits);
+            }
+            count += found;
         }
     }
     for (; first < N; ++first) {

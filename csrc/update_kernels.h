@@ -9,7 +9,8 @@ namespace fgrpo {
 struct UpdateKernels {
     const char* name;
 
-    // The positions below N at which the patterns differ, ascending; returns how many. N is at most 2^16.
+    // The positions below N at which the patterns differ, ascending; returns how many. N is at most 2^16;
+    // `positions` has room for N + 4.
     std::size_t (*changes)(const std::uint16_t* updated, const std::uint16_t* base, std::size_t N,
                            std::uint16_t* positions);
 
