@@ -5,12 +5,12 @@
     apply_update(base, SparseUpdate(data), out=base)   # a client: the new model, to the bit
 
 In bfloat16 a step of a small learning rate leaves most weights as they are, bit for bit, and moves the others by one
-unit in the last place. An update holds what changed, as distances in the order of numbers, and hashes of both models, so
-that applying it to another base is an error. Every bit pattern is kept: NaN payloads, -0, subnormals. Format and
+unit in the last place. An update holds what changed, as distances in the order of numbers, and hashes of both models,
+so that applying it to another base is an error. Every bit pattern is kept: NaN payloads, -0, subnormals. Format and
 contract: `csrc/sparse_delta.h`.
 
-Legend: P parameters. Tensors are bfloat16, 1-D, contiguous, on the CPU. Where `num_threads` is None, every core that the
-process may run on is used; the bytes do not depend on it.
+Legend: P parameters. Tensors are bfloat16, 1-D, contiguous, on the CPU. Where `num_threads` is None, every core that
+the process may run on is used; the bytes do not depend on it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def apply_update(
     out: bfloat16 [P] to write to, returned; a new tensor where None. It may be `base` itself, which then changes in
         place, but no other memory that overlaps it.
 
-    Raises ValueError, naming the fault, where the bytes are damaged, cut or hostile, or made from another base. In place
-    `base` is then as it was, for which the work is done twice; another `out` may hold anything.
+    Raises ValueError, naming the fault, where the bytes are damaged, cut or hostile, or made from another base. In
+    place `base` is then as it was, for which the work is done twice; another `out` may hold anything.
     """
     if not isinstance(update, SparseUpdate):
         raise TypeError(f"apply_update: update must be a SparseUpdate, got {type(update).__name__}")

@@ -1,12 +1,12 @@
 """Means that a hostile or broken client cannot carry away, straight from the codes of `fgrpo_kernels.codec`.
 
-    mean = clipped_mean(encodeds, weights, max_norm=1.0).mean   # no client moves the mean by more than its weight allows
+    mean = clipped_mean(encodeds, weights, max_norm=1.0).mean   # at most weight * max_norm a client
     mean = trimmed_mean(encodeds, trim=1)                       # per coordinate, without the smallest and the largest
     mean = median(encodeds)                                     # per coordinate
 
 Payloads may differ in codec and block and are never decoded as a whole: memory is O(P) whatever the number of clients.
-Results are the same bits for every number of threads and every machine; `trimmed_mean` and `median` also for every order
-of the payloads. Contract: `csrc/robust.h`.
+Results are the same bits for every number of threads and every machine; `trimmed_mean` and `median` also for every
+order of the payloads. Contract: `csrc/robust.h`.
 
 Legend: P parameters (elements of a delta), K clients.
 """
@@ -22,7 +22,9 @@ from torch import Tensor
 from fgrpo_kernels import _C
 from fgrpo_kernels.codec import Encoded, _fields, _output, _require_int, _threads, _view, aggregate
 
-__all__ = ["ClippedMean", "clipped_mean", "median", "norms", "trimmed_mean"]
+__all__ = ["MOST_SORTED", "ClippedMean", "clipped_mean", "median", "norms", "trimmed_mean"]
+
+MOST_SORTED = 64  # clients that `trimmed_mean` and `median` take; csrc/robust.h
 
 
 @dataclass(frozen=True)
