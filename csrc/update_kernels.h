@@ -1,4 +1,4 @@
-// The inner loops of sparse_delta.cpp, compiled once per instruction set like those of kernels.h.
+// The inner loops of encode_update.cpp and apply_update.cpp, compiled once per instruction set like those of kernels.h.
 #pragma once
 
 #include <cstddef>

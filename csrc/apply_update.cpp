@@ -1,5 +1,3 @@
-#include "sparse_delta.h"
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -10,7 +8,9 @@
 #include "bit_stream.h"
 #include "format.h"
 #include "kernels.h"
+#include "sparse_delta.h"
 #include "threads.h"
+#include "update_format.h"
 #include "update_kernels.h"
 
 namespace fgrpo {
@@ -34,122 +34,6 @@ const UpdateKernels& update_kernels() {
 }
 
 namespace {
-
-constexpr char kMagic[] = {'F', 'G', 'S', 'U', 1, 0, 0, 0};  // with the version
-constexpr std::size_t kHeaderBytes = 32, kPadding = 8;
-constexpr std::size_t kRoom = 16;  // bytes that encoding a block needs beyond 2 a value
-constexpr std::size_t kGrain = 4;  // blocks; fewer are not worth a thread
-
-enum Form : std::uint8_t { kList, kBitmap, kRaw };
-
-struct Header {
-    char magic[8];
-    std::uint64_t size, base_hash, result_hash;
-};
-static_assert(sizeof(Header) == kHeaderBytes);
-
-const std::uint16_t* patterns(std::span<const bfloat16> values) {
-    return reinterpret_cast<const std::uint16_t*>(values.data());
-}
-
-std::size_t count_blocks(std::size_t size) { return size / kUpdateBlock + (size % kUpdateBlock != 0); }
-
-std::size_t length_of_block(std::size_t size, std::size_t block) {
-    return std::min(kUpdateBlock, size - block * kUpdateBlock);
-}
-
-// A pattern's place in the order of numbers, and back. Without branches here and below: signs are random.
-std::uint16_t sign_mask(std::uint16_t x) { return static_cast<std::uint16_t>(-(x >> 15)); }
-std::uint16_t place_of(std::uint16_t pattern) {
-    return static_cast<std::uint16_t>(pattern ^ (sign_mask(pattern) | 0x8000));
-}
-std::uint16_t pattern_of(std::uint16_t place) {
-    return static_cast<std::uint16_t>(place ^ (~sign_mask(place) | 0x8000));
-}
-
-std::uint16_t step_between(std::uint16_t base, std::uint16_t updated) {
-    const int d = static_cast<std::int16_t>(place_of(updated) - place_of(base)), sign = d >> 31;
-    return static_cast<std::uint16_t>(2 * ((d ^ sign) - sign - 1) - sign);
-}
-std::uint16_t stepped(std::uint16_t base, std::uint64_t step) {
-    const int magnitude = static_cast<int>(step / 2) + 1, sign = -static_cast<int>(step % 2);
-    return pattern_of(static_cast<std::uint16_t>(place_of(base) + (magnitude ^ sign) - sign));
-}
-
-// The hash of the whole is a sum over blocks, which threads can add to in any order.
-std::uint64_t share_of_block(std::uint64_t hash, std::size_t block) {
-    std::uint64_t x = hash + 0x9e3779b97f4a7c15u * (block + 1);
-    x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdu;
-    return x ^ (x >> 33);
-}
-
-// ---- encoding
-
-// The values that change in one block.
-struct Changes {
-    std::size_t count;
-    std::uint16_t positions[kUpdateBlock + 4], steps[kUpdateBlock];
-};
-
-std::uint16_t gap_before(const Changes& changes, std::size_t i) {
-    return static_cast<std::uint16_t>(i ? changes.positions[i] - changes.positions[i - 1] - 1
-                                        : changes.positions[0]);
-}
-
-// Writes a list or a bitmap; returns its end, or null as soon as it is longer than `limit`.
-std::uint8_t* write_coded(const Changes& changes, Form form, unsigned gap_order, unsigned step_order,
-                          std::size_t N, std::uint8_t* out, const std::uint8_t* limit) {
-    *out++ = form;
-    *out++ = static_cast<std::uint8_t>(gap_order | step_order << 4);
-    if (form == kList) {
-        const std::uint16_t count = static_cast<std::uint16_t>(changes.count - 1);
-        std::memcpy(out, &count, sizeof(count));
-        out += sizeof(count);
-    } else {
-        const std::size_t bytes = (N + 7) / 8;
-        if (limit - out < static_cast<std::ptrdiff_t>(bytes)) return nullptr;
-        std::memset(out, 0, bytes);
-        for (std::size_t i = 0; i < changes.count; ++i) {
-            out[changes.positions[i] / 8] |= static_cast<std::uint8_t>(1u << changes.positions[i] % 8);
-        }
-        out += bytes;
-    }
-    BitWriter writer(out);
-    for (std::size_t i = 0; i < changes.count; ++i) {
-        if (writer.at() > limit) return nullptr;
-        if (form == kList) writer.put(gap_before(changes, i), gap_order);
-        writer.put(changes.steps[i], step_order);
-    }
-    std::uint8_t* end = writer.finish();
-    return end > limit ? nullptr : end;
-}
-
-// Encodes a block in the cheapest form; returns its length, which is 0 where nothing changes and 1 + 2N at
-// most. `out` has room for 2N + kRoom bytes.
-std::size_t encode_block(const UpdateKernels& simd, const std::uint16_t* updated, const std::uint16_t* base,
-                         std::size_t N, std::uint8_t* out) {
-    Changes changes;
-    changes.count = simd.changes(updated, base, N, changes.positions);
-    if (changes.count == 0) return 0;
-    Widths gaps, steps;
-    for (std::size_t i = 0; i < changes.count; ++i) {
-        const std::size_t at = changes.positions[i];
-        changes.steps[i] = step_between(base[at], updated[at]);
-        steps.add(changes.steps[i]);
-        gaps.add(gap_before(changes, i));
-    }
-    const Estimate gap = gaps.best_order(), step = steps.best_order();
-    const bool list = 16 + gap.bits <= N;
-    const std::uint8_t* limit = out + 2 * N;  // a raw block has one byte more
-    const std::uint8_t* end =
-        write_coded(changes, list ? kList : kBitmap, list ? gap.order : 0, step.order, N, out, limit);
-    if (end) return static_cast<std::size_t>(end - out);
-    out[0] = kRaw;
-    std::memcpy(out + 1, updated, 2 * N);
-    return 1 + 2 * N;
-}
-
-// ---- reading
 
 // What is wrong with a block, as the rest of a sentence; null if nothing is.
 using Fault = const char*;
@@ -254,7 +138,7 @@ struct Parsed {
 
     std::span<const std::uint8_t> update;
     std::size_t blocks;
-    Header header;
+    UpdateHeader header;
 };
 
 // Applies the update to each block, in `out` or, where that is null, nowhere; throws unless all is as it says.
@@ -267,7 +151,7 @@ void follow(std::span<const bfloat16> base, std::span<const std::uint8_t> update
     const auto apply_to = [&](std::size_t block, const std::uint8_t* bytes, std::uint16_t* values) {
         return apply_block(bytes, parsed.length(block), length_of_block(base.size(), block), values);
     };
-    parallel_for(parsed.blocks, kGrain, threads, [&](std::size_t begin, std::size_t end) {
+    parallel_for(parsed.blocks, kUpdateGrain, threads, [&](std::size_t begin, std::size_t end) {
         std::uint16_t scratch[kUpdateBlock];
         const std::uint8_t* bytes = parsed.start(begin);
         std::uint64_t base_sum = 0, result_sum = 0;
@@ -306,68 +190,6 @@ void follow(std::span<const bfloat16> base, std::span<const std::uint8_t> update
 }
 
 }  // namespace
-
-std::size_t update_bound(std::size_t size) {
-    if (size > SIZE_MAX / 8) {
-        throw std::invalid_argument("update_bound: " + std::to_string(size) +
-                                    " values are more than memory can hold");
-    }
-    return kHeaderBytes + 2 * size + (2 + kRoom) * count_blocks(size) + kPadding;
-}
-
-std::size_t encode_update(std::span<const bfloat16> updated, std::span<const bfloat16> base,
-                          std::span<std::uint8_t> out, int threads) {
-    const std::size_t size = updated.size(), blocks = count_blocks(size);
-    if (base.size() != size) {
-        throw std::invalid_argument("encode_update: base has " + std::to_string(base.size()) +
-                                    " values, new has " + std::to_string(size) +
-                                    "; are they the same parameters?");
-    }
-    if (out.size() < update_bound(size)) {
-        throw std::invalid_argument("encode_update: out has " + std::to_string(out.size()) + " bytes, " +
-                                    std::to_string(size) + " values may need " +
-                                    std::to_string(update_bound(size)));
-    }
-    if (overlap(updated, out) || overlap(base, out)) {
-        throw std::invalid_argument(
-            "encode_update: new or base shares memory with out, which is overwritten");
-    }
-
-    const UpdateKernels& simd = update_kernels();
-    std::uint8_t* const lengths = out.data() + kHeaderBytes;
-    std::uint8_t* const first_block = lengths + 2 * blocks;
-    std::atomic<std::uint64_t> base_hash = size, result_hash = size;
-    // Each block first has a place of its own, so that threads need not wait for each other.
-    constexpr std::size_t stride = 2 * kUpdateBlock + kRoom;
-    parallel_for(blocks, kGrain, threads, [&](std::size_t begin, std::size_t end) {
-        std::uint64_t base_sum = 0, result_sum = 0;
-        for (std::size_t block = begin; block < end; ++block) {
-            const std::size_t first = block * kUpdateBlock, N = length_of_block(size, block);
-            const std::uint16_t *to = patterns(updated) + first, *from = patterns(base) + first;
-            const std::size_t bytes = encode_block(simd, to, from, N, first_block + block * stride);
-            const std::uint16_t length = static_cast<std::uint16_t>(bytes);
-            std::memcpy(lengths + 2 * block, &length, sizeof(length));
-            std::uint64_t hash = simd.hash(from, N);
-            base_sum += share_of_block(hash, block);
-            if (bytes != 0) hash = simd.hash(to, N);
-            result_sum += share_of_block(hash, block);
-        }
-        base_hash += base_sum;
-        result_hash += result_sum;
-    });
-    std::uint8_t* end = first_block;
-    for (std::size_t block = 0; block < blocks; ++block) {
-        std::uint16_t length;
-        std::memcpy(&length, lengths + 2 * block, sizeof(length));
-        std::memmove(end, first_block + block * stride, length);
-        end += length;
-    }
-    std::memset(end, 0, kPadding);
-    Header header{{}, size, base_hash, result_hash};
-    std::memcpy(header.magic, kMagic, sizeof(kMagic));
-    std::memcpy(out.data(), &header, kHeaderBytes);
-    return static_cast<std::size_t>(end + kPadding - out.data());
-}
 
 void apply_update(std::span<const bfloat16> base, std::span<const std::uint8_t> update,
                   std::span<bfloat16> out, int threads) {
