@@ -14,7 +14,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
-from fgrpo_kernels.robust import MOST_SORTED
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -80,6 +79,8 @@ def _check_robust(config: Config) -> None:
             raise ConfigError(f"aggregation.{key}: only aggregation.robust {reader} reads it, got robust {robust}")
     if robust not in ("trimmed_mean", "median"):
         return
+    from fgrpo_kernels.robust import MOST_SORTED  # here, as it brings torch: settings are read without
+
     clients = len(config.clients)
     if config.partition is not None and config.partition.scheme != "column":  # a column's values are not known yet
         clients = config.partition.clients
