@@ -45,7 +45,7 @@ void accumulate_blocks(const uint8_t* __restrict codes, const bfloat16* __restri
     using G = Group<bits>;
     constexpr size_t bytes = block / G::slots;
     for (size_t b = 0; b < blocks; ++b, codes += bytes, sum += block) {
-        const typename G::Floats factor = typename G::Floats{} + weight * widen(scales[b]);
+        const auto factor = weight * widen(scales[b]) - typename G::Floats{};  // x - 0 is x, -0 included
         // Other payloads' tiles come before this one's next: too far apart for the hardware to foresee.
 #pragma GCC unroll 16
         for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(codes + line + kTile / G::slots);

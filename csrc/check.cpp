@@ -12,19 +12,22 @@
 namespace fgrpo {
 namespace {
 
-constexpr std::size_t kGrain = 256;  // tiles; the fewest worth a thread
+constexpr std::size_t kGrain = 256;                // tiles; the fewest worth a thread
+constexpr std::uint16_t kSmallestNormal = 0x0080;  // bfloat16 bits
 
 void check_scales(const Payload& payload) {
     const std::uint16_t largest = largest_scale(payload.format.codec);
     const auto wrong = [&](bfloat16 scale) {
-        return static_cast<std::uint16_t>(scale) > largest;
-    };  // or has a sign
+        const auto bits = static_cast<std::uint16_t>(scale);
+        return bits > largest || (bits != 0 && bits < kSmallestNormal);  // with a sign, bits are large too
+    };
     const auto found = std::find_if(payload.scales.begin(), payload.scales.end(), wrong);
     if (found == payload.scales.end()) return;
     const float value = std::bit_cast<float>(static_cast<std::uint32_t>(*found) << 16);
     throw std::invalid_argument("check_codes: scale " + std::to_string(found - payload.scales.begin()) +
                                 " is " + text(value) +
-                                "; scales are finite, not negative, and codes times scales fit float32");
+                                "; scales are finite, not negative, not subnormal, and codes times scales "
+                                "fit float32");
 }
 
 void check_padding(const Payload& payload) {

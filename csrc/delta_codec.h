@@ -95,7 +95,7 @@ void aggregate(std::span<const Payload> payloads, std::span<const float> weights
                int threads = 0);
 
 // Throws std::invalid_argument, naming the first fault, unless every byte is one that encode() could have
-// written: codes in range, scales finite, not negative and small enough for float32, padding 0.
+// written: codes in range, scales finite, not negative, not subnormal and small enough for float32, padding 0.
 void check(const Payload& payload, int threads = 0);
 
 // The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best
