@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 
 #include "delta_codec.h"
+#include "robust.h"
+#include "sparse_delta.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -118,6 +120,55 @@ void check_buffers(const py::object& codes, const py::object& scales, const std:
     check(held.payload, num_threads);
 }
 
+// Payloads and the views that keep their buffers in place.
+struct HeldPayloads {
+    explicit HeldPayloads(const std::vector<PayloadTuple>& tuples) {
+        held.reserve(tuples.size());
+        for (const auto& [codes, scales, codec, block, size] : tuples) {
+            payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
+        }
+    }
+
+    std::vector<HeldPayload> held;
+    std::vector<Payload> payloads;
+};
+
+void trimmed_mean_buffers(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
+                          int num_threads) {
+    const HeldPayloads held(tuples);
+    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::gil_scoped_release released;
+    trimmed_mean(held.payloads, trim, span_of<float>(out_info), num_threads);
+}
+
+std::vector<double> norms_of_buffers(const std::vector<PayloadTuple>& tuples, int num_threads) {
+    const HeldPayloads held(tuples);
+    std::vector<double> result(tuples.size());
+    const py::gil_scoped_release released;
+    norms(held.payloads, result, num_threads);
+    return result;
+}
+
+std::size_t encode_update_buffers(const py::object& updated, const py::object& base, const py::object& out,
+                                  int num_threads) {
+    const py::buffer_info updated_info = contiguous(updated, "new", "H", false);
+    const py::buffer_info base_info = contiguous(base, "base", "H", false);
+    const py::buffer_info out_info = contiguous(out, "out", "B", true);
+    const py::gil_scoped_release released;
+    return encode_update(span_of<const bfloat16>(updated_info), span_of<const bfloat16>(base_info),
+                         span_of<std::uint8_t>(out_info), num_threads);
+}
+
+void apply_update_buffers(const py::object& base, const py::object& update, const py::object& out,
+                          int num_threads) {
+    const py::buffer_info base_info = contiguous(base, "base", "H", false);
+    const py::buffer_info update_info = contiguous(update, "update", "B", false);
+    const py::buffer_info out_info = contiguous(out, "out", "H", true);
+    const py::gil_scoped_release released;
+    apply_update(span_of<const bfloat16>(base_info), span_of<const std::uint8_t>(update_info),
+                 span_of<bfloat16>(out_info), num_threads);
+}
+
 }  // namespace
 }  // namespace fgrpo
 
@@ -140,6 +191,14 @@ PYBIND11_MODULE(_C, module) {
     module.def("scale_count", [](const std::string& codec, std::size_t block, std::size_t size) {
         return scale_count(format_of(codec, block), size);
     });
+    module.def("trimmed_mean", &trimmed_mean_buffers, py::arg("payloads"), py::arg("trim"), py::arg("out"),
+               py::arg("num_threads"));
+    module.def("norms", &norms_of_buffers, py::arg("payloads"), py::arg("num_threads"));
+    module.def("update_bound", &update_bound);
+    module.def("encode_update", &encode_update_buffers, py::arg("new"), py::arg("base"), py::arg("out"),
+               py::arg("num_threads"));
+    module.def("apply_update", &apply_update_buffers, py::arg("base"), py::arg("update"), py::arg("out"),
+               py::arg("num_threads"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);
     module.def("use_simd", &use_simd);

@@ -161,7 +161,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """How clients are weighed. See `docs/aggregation.md`.
+    """How clients are weighed, and their deltas combined. See `docs/aggregation.md` and `docs/robust.md`.
 
     Args:
         rule: `fgrpo`, `fedavg`, `uniform` or `reward`.
@@ -170,6 +170,10 @@ class AggregationConfig:
         cap: fgrpo: the largest weight that one client may have (at least 1/K).
         decay: how much of a client's baseline survives a round.
         scale: fgrpo: what makes a gain relative: the client's own baseline, or its own running deviation.
+        robust: `none` is the rule's weighted mean; `clipped_mean` the same of deltas clipped to `max_norm`;
+            `trimmed_mean` and `median` are per parameter and count every client the same, whatever the rule.
+        max_norm: clipped_mean: the largest L2 norm that a client's delta keeps.
+        trim: trimmed_mean: clients dropped at each end, so many may be hostile.
     """
 
     rule: Literal["fgrpo", "fedavg", "uniform", "reward"] = "fgrpo"
@@ -178,6 +182,9 @@ class AggregationConfig:
     cap: float = 0.5
     decay: float = 0.7
     scale: Literal["baseline", "deviation"] = "baseline"
+    robust: Literal["none", "clipped_mean", "trimmed_mean", "median"] = "none"
+    max_norm: float | None = None
+    trim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fgrpo.aggregation import gains, make_rule, updated_history
+from fgrpo.combine import combine
 from fgrpo.config import Config
 from fgrpo.engine import Engine, Observer
 from fgrpo.errors import RunError
@@ -16,13 +17,12 @@ from fgrpo.run_folder import RunFolder
 from fgrpo.server import server_step
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.validation import sort_replies
-from fgrpo_kernels.codec import aggregate
 
 
 def play_round(
     state: ServerState, engine: Engine, config: Config, observer: Observer
 ) -> tuple[ServerState, RoundSummary, list[Accepted]]:
-    """Send the global model to every client, weigh what comes back, and step along its weighted mean."""
+    """Send the global model to every client, weigh what comes back, and step along its mean."""
     number, stopwatch = state.round + 1, Stopwatch(lambda stage: observer.stage("server", stage))
     with stopwatch("clients"):
         replies, residuals = engine.train(state)
@@ -35,12 +35,13 @@ def play_round(
             raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
     with stopwatch("aggregate"):
         reports = [reply.report for reply in accepted]
-        weights = make_rule(config.aggregation)(reports, state.history)
-        mean_delta_P = aggregate([reply.delta for reply in accepted], weights)
+        clients = [report.client for report in reports]
+        weights = dict(zip(clients, make_rule(config.aggregation)(reports, state.history), strict=True))
+        deltas = dict(zip(clients, (reply.delta for reply in accepted), strict=True))
+        combined = combine(deltas, weights, config.aggregation)
     with stopwatch("server_step"):
-        params_P, optimizer = server_step(state.params_P, mean_delta_P, state.optimizer, config.server)
+        params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server)
 
-    clients = [report.client for report in reports]
     new_state = ServerState(
         round=number,
         params_P=params_P,
@@ -50,13 +51,15 @@ def play_round(
     )
     summary = RoundSummary(
         round=number,
-        weights=dict(zip(clients, weights, strict=True)),
+        weights=combined.weights,
         gains=dict(zip(clients, gains(config.aggregation, reports, state.history), strict=True)),
         quarantined=quarantined,
         uplink_bytes={reply.report.client: len(reply.payload) for reply in accepted},
         dense_bytes=4 * engine.manifest.size,
         update_norm=torch.linalg.vector_norm(params_P - state.params_P).item(),
         seconds=dict(stopwatch.seconds),
+        robust=config.aggregation.robust,
+        delta_norms=combined.norms,
     )
     return new_state, summary, accepted
 

@@ -6,7 +6,7 @@ Shape suffixes: B sequences, L prompt and completion tokens, T completion tokens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -153,13 +153,15 @@ class RoundSummary:
     """What a round did, as written to `metrics.jsonl`.
 
     Attributes:
-        weights: aggregation weight per accepted client; they sum to 1.
+        weights: the weight per accepted client that applied; they sum to 1, and are equal where `robust` has none.
         gains: relative performance gain per accepted client (0 on a client's first round).
         quarantined: reason per client whose reply was not used.
         uplink_bytes: payload length per accepted client.
         dense_bytes: what one float32 delta would take.
         update_norm: L2 norm of the step the server took.
         seconds: time per stage: clients, validate, aggregate, server_step.
+        robust: how the deltas were combined: none, clipped_mean, trimmed_mean or median.
+        delta_norms: L2 norm per accepted client's delta before clipping; empty unless `clipped_mean`.
     """
 
     round: int
@@ -170,6 +172,8 @@ class RoundSummary:
     dense_bytes: int
     update_norm: float
     seconds: Mapping[str, float]
+    robust: str = "none"
+    delta_norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
+from fgrpo_kernels.robust import MOST_SORTED
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -65,6 +66,27 @@ def check(config: Config) -> None:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
+    _check_robust(config)
+
+
+def _check_robust(config: Config) -> None:
+    """Raise ConfigError for a parameter of `aggregation.robust` that is missing or that nothing would read."""
+    robust = config.aggregation.robust
+    for key, reader in (("max_norm", "clipped_mean"), ("trim", "trimmed_mean")):
+        value = getattr(config.aggregation, key)
+        if robust == reader and value is None:
+            raise ConfigError(f"aggregation.{key}: aggregation.robust {reader} needs it")
+        if robust != reader and value is not None:
+            raise ConfigError(f"aggregation.{key}: only aggregation.robust {reader} reads it, got robust {robust}")
+    if robust not in ("trimmed_mean", "median"):
+        return
+    clients = len(config.clients)
+    if config.partition is not None and config.partition.scheme != "column":  # a column's values are not known yet
+        clients = config.partition.clients
+    if clients > MOST_SORTED:
+        raise ConfigError(f"aggregation.robust: {robust} sorts at most {MOST_SORTED} clients, got {clients}")
+    if clients and config.aggregation.trim is not None and clients <= 2 * config.aggregation.trim:
+        raise ConfigError(f"aggregation.trim: {config.aggregation.trim} at each end leave nothing of {clients} clients")
 
 
 def _at_least(bound: float) -> tuple[Callable[[Any], bool], str]:
@@ -99,6 +121,8 @@ _RANGES = [
     ("aggregation.clip", *_above_0()),
     ("aggregation.cap", (lambda cap: 0 < cap <= 1), "above 0, at most 1"),
     ("aggregation.decay", *_from_0_below_1()),
+    ("aggregation.max_norm", *_above_0()),
+    ("aggregation.trim", *_at_least(1)),
     ("server.lr", *_above_0()),
     ("server.momentum", *_from_0_below_1()),
     ("server.beta2", *_from_0_below_1()),

@@ -163,8 +163,19 @@ def client_table(summary: RunSummary) -> TextTable:
         tuple(rows),
         footer,
         note="reward: mean over a round, in the client's own scale; weight: share of a round's update; "
-        "missed: the reply was quarantined",
+        "missed: the reply was quarantined" + _robust_note(summary),
     )
+
+
+def _robust_note(summary: RunSummary) -> str:
+    """Say so where the aggregation rule's weights did not apply, or not to the whole deltas."""
+    used = {round_.robust for round_ in summary.rounds}
+    notes = [
+        f"; {name}: per parameter, without the rule's weights" for name in ("trimmed_mean", "median") if name in used
+    ]
+    if "clipped_mean" in used:
+        notes.append("; clipped_mean: the weights are of deltas clipped to aggregation.max_norm")
+    return "".join(notes)
 
 
 def uplink_table(summary: RunSummary) -> TextTable:

@@ -65,7 +65,8 @@ class TensorBoardWriter:
             self._client_seconds[stage] += seconds
 
     def _round(self, summary: RoundSummary) -> None:
-        for name, of_clients in (("weight", summary.weights), ("gain", summary.gains)):
+        per_client = {"weight": summary.weights, "gain": summary.gains, "delta_norm": summary.delta_norms}
+        for name, of_clients in per_client.items():
             for client, value in of_clients.items():
                 self._scalar(f"{name}/{client}", value, summary.round)
         for stage, seconds in {**self._client_seconds, **summary.seconds}.items():
