@@ -12,7 +12,8 @@
 namespace fgrpo {
 namespace {
 
-constexpr std::size_t kGrain = 256;  // tiles; the fewest worth a thread
+constexpr std::size_t kGrain = 256;                // tiles; the fewest worth a thread
+constexpr std::uint16_t kSmallestNormal = 0x0080;  // bfloat16 bits
 
 float value_of(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
 
@@ -20,13 +21,15 @@ void check_scales(const Payload& payload) {
     const std::uint16_t largest = largest_scale(payload.format.codec);
     const auto wrong = [&](bfloat16 scale) {
         const auto bits = static_cast<std::uint16_t>(scale);
-        return (bits & 0x7fffu) > largest || bits == 0x8000u;
+        const auto magnitude = static_cast<std::uint16_t>(bits & 0x7fffu);
+        return magnitude > largest || (bits != 0 && magnitude < kSmallestNormal);
     };
     const auto found = std::find_if(payload.scales.begin(), payload.scales.end(), wrong);
     if (found == payload.scales.end()) return;
-    throw std::invalid_argument("check_codes: scale " + std::to_string(found - payload.scales.begin()) +
-                                " is " + text(value_of(*found)) +
-                                "; scales are finite, not -0, and codes times scales fit float32");
+    throw std::invalid_argument(
+        "check_codes: scale " + std::to_string(found - payload.scales.begin()) + " is " +
+        text(value_of(*found)) +
+        "; scales are finite, not -0, not subnormal, and codes times scales fit float32");
 }
 
 // Only int2's largest scale, 2^127, can overflow, by its code -2; encode() never writes the two together.

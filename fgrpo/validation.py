@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 
 from fgrpo.errors import PayloadError
 from fgrpo.parameters import Manifest
@@ -56,11 +57,35 @@ def _check_report(report: Report, client: str, round_number: int) -> None:
         raise PayloadError(
             f"report: of client {report.client!r}, round {report.round}, expected {client!r}, round {round_number}"
         )
-    if report.sequences < 1:
-        raise PayloadError(f"report: {report.sequences} sequences, expected at least one")
-    for name in ("reward_mean", "reward_std"):
+    # A report from another machine may hold anything: what the aggregation rules and the logs compute with must be
+    # numbers, and numbers that a float can hold.
+    for name, least in (("sequences", 1), ("tokens", 0)):
+        count = getattr(report, name)
+        if isinstance(count, bool) or not isinstance(count, int) or not least <= count < 2**53:
+            expected = "at least one" if name == "sequences" else "none below 0"
+            raise PayloadError(f"report: {_shown(count)} {name}, expected {expected}, a whole number below 2**53")
+    for name in ("reward_mean", "reward_std", "completion_length", "degenerate"):
         value = getattr(report, name)
-        if not math.isfinite(value):
-            raise PayloadError(f"report: {name} is {value}, expected a finite number")
+        if not _is_number(value) or not math.isfinite(value):
+            raise PayloadError(f"report: {name} is {_shown(value)}, expected a finite number")
     if report.reward_std < 0:
         raise PayloadError(f"report: reward_std is {report.reward_std}, expected none below 0")
+    for name in ("metrics", "seconds"):
+        entries = getattr(report, name)
+        if not isinstance(entries, Mapping) or not all(isinstance(key, str) for key in entries):
+            raise PayloadError(f"report: {name} is {_shown(entries)}, expected numbers by name")
+        for key, value in entries.items():
+            if not _is_number(value):
+                raise PayloadError(f"report: {name}[{_shown(key)}] is {_shown(value)}, expected a number")
+
+
+def _is_number(value: object) -> bool:
+    """A float, or an int that is no larger than one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**53
+    return isinstance(value, float)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, shortened: a client chose it."""
+    return reprlib.repr(value)

@@ -1,0 +1,379 @@
+// libFuzzer target for delta_codec.h: sizes, hostile payloads, arbitrary floats, shared memory. Buffers have
+// exactly the size of the contract, so that AddressSanitizer sees the first byte beyond. Compared with
+// specification.h and between instruction sets and thread counts.
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "input.h"
+#include "specification.h"
+
+using namespace fgrpo;
+using namespace fgrpo::fuzz;
+
+namespace {
+
+constexpr Codec kCodecs[] = {Codec::int8, Codec::int4, Codec::int2, Codec::none};
+constexpr std::size_t kBlocks[] = {32, 64, 128, 256, 512, 1024};
+constexpr Rounding kRoundings[] = {Rounding::nearest, Rounding::stochastic};
+
+Format format_from(Input& input) {
+    constexpr std::size_t kMostlySmall[] = {32, 32, 32, 32, 64, 64, 64, 128, 256, 512, 1024};
+    const Codec codec = input.one_of(kCodecs);
+    return {codec, input.one_of(kMostlySmall)};
+}
+
+// ---- sizes ----
+
+void try_sizes(Input& input) {
+    const std::size_t shift = input.up_to(63);
+    const std::size_t size = input.take<std::uint64_t>() >> shift;
+    const Format format{input.one_of(kCodecs),
+                        input.flag() ? input.one_of(kBlocks) : std::size_t{input.take<std::uint16_t>()}};
+    const bool block_known =
+        std::find(std::begin(kBlocks), std::end(kBlocks), format.block) != std::end(kBlocks);
+
+    std::size_t bytes = 0, scales = 0;
+    const bool no_bytes = refused([&] { bytes = code_bytes(format, size); });
+    const bool no_scales = refused([&] { scales = scale_count(format, size); });
+    VERIFY(no_scales == !block_known);
+    VERIFY(no_bytes == (!block_known || size > std::numeric_limits<std::size_t>::max() / 8));
+    if (!no_bytes) {
+        using Wide = unsigned __int128;
+        const Wide blocks = (Wide{size} + format.block - 1) / format.block;
+        VERIFY(scales == (quantises(format.codec) ? blocks : 0));
+        const Wide bits =
+            quantises(format.codec) ? blocks * format.block * bits_of(format.codec) : Wide{size} * 32;
+        VERIFY(bytes == bits / 8);
+    }
+
+    // Declared sizes that the bytes do not bear out.
+    const std::vector<std::uint8_t> codes(input.up_to(255));
+    const std::vector<bfloat16> few_scales(input.up_to(7));
+    const Payload payload{format, size, codes, few_scales};
+    if (!no_bytes && bytes == codes.size() && scales == few_scales.size()) return;
+    std::array<float, 16> out;
+    out.fill(2.0f);
+    const std::span<float> some = std::span(out).first(input.up_to(16));
+    const float weight = 1.0f;
+    const std::size_t function = input.up_to(2);
+    VERIFY(refused([&] {
+        if (function == 0) check(payload);
+        if (function == 1) decode(payload, some);
+        if (function == 2) aggregate({&payload, 1}, {&weight, 1}, some);
+    }));
+    VERIFY(std::count(out.begin(), out.end(), 2.0f) == 16);
+}
+
+// ---- payloads ----
+
+struct Owned {
+    Format format;
+    std::size_t size;
+    std::vector<std::uint8_t> codes;
+    std::vector<bfloat16> scales;
+    bool tamed;
+
+    Payload payload() const { return {format, size, codes, scales}; }
+};
+
+// Makes arbitrary bytes such that check() should pass.
+void tame(Owned& owned) {
+    const Codec codec = owned.format.codec;
+    if (!quantises(codec)) {
+        for (std::size_t i = 3; i < owned.codes.size(); i += 4) owned.codes[i] &= 0xbf;  // magnitudes below 2
+        return;
+    }
+    for (bfloat16& scale : owned.scales) {
+        const auto bits = static_cast<std::uint16_t>(static_cast<std::uint16_t>(scale) & 0x7fff);
+        if (!well_formed(bfloat16{bits}, codec))
+            scale = bfloat16{0x3f80};
+        else
+            scale = bfloat16{bits};
+    }
+    const std::size_t bits = bits_of(codec), slots = 8 / bits, block = owned.format.block;
+    const unsigned forbidden = 1u << (bits - 1), mask = 2 * forbidden - 1;
+    const std::size_t padding_from = owned.size % block;
+    for (std::size_t i = 0; i < owned.codes.size(); ++i) {
+        for (std::size_t slot = 0; slot < slots; ++slot) {
+            const bool in_last = i >= owned.codes.size() - block / slots;
+            const bool pads =
+                in_last && padding_from && i % (block / slots) + slot * (block / slots) >= padding_from;
+            const bool drop = pads || (owned.codes[i] >> slot * bits & mask) == forbidden;
+            if (drop) owned.codes[i] &= static_cast<std::uint8_t>(~(mask << slot * bits));
+        }
+    }
+}
+
+Owned payload_from(Input& input, std::size_t size) {
+    Owned owned{format_from(input), size, {}, {}, false};
+    owned.tamed = input.up_to(3) != 0;
+    const bool cut = input.up_to(31) == 31;
+    owned.codes = input.values<std::uint8_t>(code_bytes(owned.format, size));
+    owned.scales = input.values<bfloat16>(scale_count(owned.format, size));
+    if (owned.tamed) tame(owned);
+    if (cut) {
+        owned.codes.resize(input.up_to(255));
+        owned.scales.resize(input.up_to(7));
+    }
+    return owned;
+}
+
+bool lengths_are_right(const Owned& owned) {
+    return owned.codes.size() == code_bytes(owned.format, owned.size) &&
+           owned.scales.size() == scale_count(owned.format, owned.size);
+}
+
+void try_payload(Input& input, const Owned& owned, const std::vector<float>& codes, bool sound) {
+    const Payload payload = owned.payload();
+    const bool good = sound && well_formed(payload, codes);
+    VERIFY(good || !owned.tamed || !sound);
+    std::vector<float> out(owned.size, 2.0f);
+    choose_simd(input);
+    VERIFY(refused([&] { check(payload, threads_from(input)); }) == !good);
+    VERIFY(refused([&] { decode(payload, out, threads_from(input)); }) == !sound);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        VERIFY(same(out[i], sound ? add_term(-0.0f, 1.0f, payload, codes, i) : 2.0f));
+        VERIFY(!good || std::isfinite(out[i]));
+    }
+}
+
+void try_payloads(Input& input) {
+    const std::size_t size = input.size(), K = 1 + input.up_to(2);
+    std::vector<Owned> owned;
+    std::vector<Payload> payloads;
+    std::vector<std::vector<float>> codes;
+    bool sound = true;
+    for (std::size_t k = 0; k < K; ++k) {
+        owned.push_back(payload_from(input, size));
+        const bool has_right_lengths = lengths_are_right(owned.back());
+        sound = sound && has_right_lengths;
+        codes.push_back(has_right_lengths ? unpacked(owned.back().payload()) : std::vector<float>());
+        try_payload(input, owned.back(), codes.back(), has_right_lengths);
+    }
+    for (const Owned& one : owned) payloads.push_back(one.payload());
+    std::vector<float> weights(input.up_to(31) == 31 ? input.up_to(9) : K);
+    for (float& weight : weights) {
+        weight = input.flag() ? input.take<std::int8_t>() / 64.0f : input.take<float>();
+        sound = sound && std::isfinite(weight);
+    }
+    sound = sound && weights.size() == K;
+
+    std::vector<float> out(size, 2.0f);
+    choose_simd(input);
+    VERIFY(refused([&] { aggregate(payloads, weights, out, threads_from(input)); }) == !sound);
+    for (std::size_t i = 0; i < size; ++i) {
+        float expected = sound ? -0.0f : 2.0f;
+        for (std::size_t k = 0; sound && k < K; ++k) {
+            expected = add_term(expected, weights[k], payloads[k], codes[k], i);
+        }
+        VERIFY(same(out[i], expected));
+    }
+}
+
+// ---- encode ----
+
+// Floats of any bits; or without NaN, Inf and the largest; or of magnitudes that lie together, as real ones do.
+class Floats {
+  public:
+    explicit Floats(Input& input) : kind_(input.up_to(2)), exponent_(input.take<std::uint8_t>()) {}
+
+    std::vector<float> take(Input& input, std::size_t size) const {
+        std::vector<float> values = input.values<float>(size);
+        for (float& value : values) {
+            std::uint32_t bits = bits_of(value);
+            if (kind_ == 1) bits &= 0xbfffffffu;
+            if (kind_ == 2) bits = (bits & 0x807fffffu) | std::uint32_t{exponent_} << 23;
+            value = std::bit_cast<float>(bits);
+        }
+        return values;
+    }
+
+  private:
+    std::size_t kind_;
+    std::uint8_t exponent_;
+};
+
+// Parameters in one of the two dtypes.
+struct Parameters {
+    Parameters(Input& input, std::size_t size)
+        : is_float(input.flag()), wide(Floats(input).take(input, size)) {
+        if (is_float) return;
+        narrow.resize(size);
+        for (std::size_t i = 0; i < size; ++i) {
+            narrow[i] = bfloat16{static_cast<std::uint16_t>(bits_of(wide[i]) >> 16)};
+            wide[i] = widen(narrow[i]);
+        }
+    }
+    Values values() const { return is_float ? Values(std::span(wide)) : Values(std::span(narrow)); }
+    float operator[](std::size_t i) const { return wide[i]; }
+
+    bool is_float;
+    std::vector<float> wide;
+    std::vector<bfloat16> narrow;
+};
+
+// That `scale` suits a block of this largest magnitude.
+void verify_scale(Codec codec, float scale, double peak) {
+    const double ideal = peak / largest_code_of(codec);
+    VERIFY(std::isfinite(scale) && !std::signbit(scale));
+    if (scale == 0.0f) {
+        VERIFY(ideal < 0x1p-126 * (1 + 0x1p-20));
+    } else {
+        VERIFY(scale >= 0x1p-126f);
+        VERIFY(scale >= ideal * (1 - 0x1p-20) && scale <= ideal * (1 + 0x1p-7) * (1 + 0x1p-20));
+    }
+}
+
+// That a payload is what encode() should make of `delta`, and `residual`, where there is one, what is left.
+void verify_encoded(const Payload& payload, Rounding rounding, const std::vector<float>& delta,
+                    const std::vector<float>& residual) {
+    check(payload);
+    std::vector<float> out(delta.size());
+    decode(payload, out);
+    for (std::size_t i = 0; i < residual.size(); ++i) VERIFY(same(residual[i], delta[i] - out[i]));
+    if (!quantises(payload.format.codec)) {
+        VERIFY(std::equal(delta.begin(), delta.end(), out.begin(), same));
+        return;
+    }
+    const std::size_t block = payload.format.block;
+    for (std::size_t first = 0; first < delta.size(); first += block) {
+        const std::size_t end = std::min(first + block, delta.size());
+        const float scale = widen(payload.scales[first / block]);
+        double peak = 0;
+        for (std::size_t i = first; i < end; ++i) peak = std::max(peak, std::abs(double{delta[i]}));
+        verify_scale(payload.format.codec, scale, peak);
+        const double most = scale == 0.0f ? peak : scale * (rounding == Rounding::nearest ? 0.5 : 1.0);
+        for (std::size_t i = first; i < end; ++i) {
+            VERIFY(std::abs(double{delta[i]} - double{out[i]}) <= most * (1 + 0x1p-14));
+        }
+    }
+}
+
+// What encode() writes to, poisoned.
+struct Outputs {
+    Outputs(Format format, std::size_t size, const std::vector<float>& residual)
+        : codes(code_bytes(format, size), 0x80),
+          scales(scale_count(format, size), bfloat16{0x7fc0}),
+          residual(residual) {}
+
+    std::vector<std::uint8_t> codes;
+    std::vector<bfloat16> scales;
+    std::vector<float> residual;
+};
+
+void try_encode(Input& input) {
+    const Format format = format_from(input);
+    const Rounding rounding = input.one_of(kRoundings);
+    const std::uint64_t seed = input.take<std::uint64_t>();
+    const std::size_t size = input.size();
+    const bool with_base = input.flag(), with_residual = input.flag() && size > 0;
+    const Parameters updated(input, size), base(input, with_base ? size : 0);
+    const Values updated_values = updated.values();
+    const std::optional<Values> base_values = with_base ? std::optional(base.values()) : std::nullopt;
+    const std::vector<float> start = Floats(input).take(input, with_residual ? size : 0);
+    std::vector<float> delta(size);
+    for (std::size_t i = 0; i < size; ++i) {
+        delta[i] = with_base ? updated[i] - base[i] : updated[i];
+        if (with_residual) delta[i] += start[i];
+    }
+    const auto bad = std::find_if_not(delta.begin(), delta.end(), encodable);
+
+    const auto encoded = [&](int threads) {
+        Outputs outputs(format, size, start);
+        try {
+            encode(updated_values, base_values, outputs.residual, format, rounding, seed, outputs.codes,
+                   outputs.scales, threads);
+            VERIFY(bad == delta.end());
+        } catch (const NotEncodable& error) {
+            VERIFY(error.index == static_cast<std::size_t>(bad - delta.begin()));
+            VERIFY(std::equal(start.begin(), start.end(), outputs.residual.begin(), same));
+        }
+        return outputs;
+    };
+    use_simd("baseline");
+    const Outputs outputs = encoded(1);
+    if (bad == delta.end()) {
+        verify_encoded({format, size, outputs.codes, outputs.scales}, rounding, delta, outputs.residual);
+    }
+    choose_simd(input);
+    const Outputs others = encoded(threads_from(input));
+    if (bad != delta.end()) return;
+    VERIFY(others.codes == outputs.codes && others.scales == outputs.scales);
+    VERIFY(std::equal(outputs.residual.begin(), outputs.residual.end(), others.residual.begin(), same));
+}
+
+// ---- memory that arguments share ----
+
+void try_shared_memory(Input& input) {
+    std::vector<std::uint8_t> memory = input.values<std::uint8_t>(2048);
+    for (std::uint8_t& byte : memory) byte &= 0xbf;  // floats below 2
+    std::vector<std::uint8_t> before = memory;
+    struct Range {
+        std::size_t first, bytes;
+        bool meets(Range other) const {
+            return bytes && other.bytes && first < other.first + other.bytes && other.first < first + bytes;
+        }
+    };
+    const auto place = [&](std::size_t bytes) {
+        const std::size_t first = input.up_to(255) * 8;
+        return Range{std::min(first, (memory.size() - bytes) / 8 * 8), bytes};
+    };
+    const auto at = [&](Range range) { return memory.data() + range.first; };
+    const auto floats = [&](Range range) {
+        return std::span(reinterpret_cast<float*>(at(range)), range.bytes / sizeof(float));
+    };
+
+    const Format format{input.one_of(kCodecs), 32};
+    const std::size_t size = input.up_to(100);
+    const Range updated = place(4 * size), base = place(4 * size),
+                residual = place(input.flag() ? 4 * size : 0);
+    const Range codes = place(code_bytes(format, size)), scales = place(2 * scale_count(format, size));
+    const std::span<std::uint8_t> code_span(at(codes), codes.bytes);
+    const std::span<bfloat16> scale_span(reinterpret_cast<bfloat16*>(at(scales)), scales.bytes / 2);
+
+    bool shared = residual.meets(codes) || residual.meets(scales) || codes.meets(scales);
+    for (const Range written : {residual, codes, scales}) {
+        shared = shared || written.meets(updated) || written.meets(base);
+    }
+    const bool refused_it = refused([&] {
+        encode(Values(std::span<const float>(floats(updated))), Values(std::span<const float>(floats(base))),
+               floats(residual), format, Rounding::nearest, 0, code_span, scale_span);
+    });
+    VERIFY(refused_it == shared);
+    VERIFY(!shared || memory == before);
+
+    before = memory;
+    const Payload payload{format, size, code_span, scale_span};
+    const bool payload_shared = residual.meets(codes) || residual.meets(scales);
+    if (residual.bytes != 4 * size) return;
+    const float weight = 1.0f;
+    const bool sum = input.flag();
+    VERIFY(payload_shared == refused([&] {
+               if (sum) aggregate({&payload, 1}, {&weight, 1}, floats(residual));
+               if (!sum) decode(payload, floats(residual));
+           }));
+    VERIFY(!payload_shared || memory == before);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t count) {
+    Input input(bytes, count);
+    switch (input.up_to(7)) {
+        case 0:
+            try_sizes(input);
+            break;
+        case 1:
+            try_shared_memory(input);
+            break;
+        case 2:
+        case 3:
+        case 4:
+            try_payloads(input);
+            break;
+        default:
+            try_encode(input);
+    }
+    return 0;
+}
