@@ -33,12 +33,34 @@ inline constexpr float kPeakCodes<2>[kCandidates] = {2.5f, 3, 2, 3.5f, 4.5f, 6};
 // Sixteen partial sums, added in pairs: the same order for every width of vectors.
 inline constexpr size_t kParts = 16 / kLanes;
 inline float total(const Vector<float, kLanes> (&parts)[kParts]) {
-    float sums[16];
+    using Four = Vector<float, 4>;
+    Four sums[4];
     __builtin_memcpy(sums, parts, sizeof(sums));
-    for (size_t half = 8; half > 0; half /= 2) {
-        for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-    }
-    return sums[0];
+    const Four four = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+inline Vector<float, kLanes> between(Vector<float, kLanes> low, Vector<float, kLanes> high,
+                                     Vector<float, kLanes> value) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(low, _mm512_min_ps(high, value));
+#elif defined(__AVX2__)
+    return _mm256_max_ps(low, _mm256_min_ps(high, value));
+#elif defined(__SSE2__)
+    return _mm_max_ps(low, _mm_min_ps(high, value));
+#else
+    value = value > high ? high : value;
+    return value < low ? low : value;
+#endif
+}
+
+inline bool any_equals(const float* values, size_t N, float wanted) {
+    using Floats = Vector<float, kLanes>;
+    Vector<int, kLanes> found = {};
+    for (size_t i = 0; i < N; i += kLanes) found |= load<Floats>(values + i) == wanted - Floats{};
+    int any = 0;
+    for (size_t i = 0; i < kLanes; ++i) any |= found[i];
+    return any != 0;
 }
 
 // Squared errors are summed in units of the first candidate, so they neither overflow nor vanish.
@@ -47,10 +69,8 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
     using Floats = Vector<float, kLanes>;
     const float magnitude = float_of(peak);
     if (magnitude / kPeakCodes<bits>[kCandidates - 1] < kSmallestScale) return bfloat16{0};
-    bool positive = false;
-    for (size_t i = 0; i < block; ++i) positive |= delta[i] == magnitude;
     // The largest value goes to the lowest code, which lies one further from 0 than the highest.
-    const uint32_t sign = positive ? 0x8000u : 0;
+    const uint32_t sign = any_equals(delta, block, magnitude) ? 0x8000u : 0;
 
     bfloat16 scales[kCandidates];
     float inverses[kCandidates], units[kCandidates];
@@ -69,9 +89,8 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
             const Floats scaled = value * inverses[0];
 #pragma GCC unroll 8
             for (size_t j = 0; j < kCandidates; ++j) {
-                Floats code = (value * inverses[j] + 0x1.8p23f) - 0x1.8p23f;
-                code = code > highest ? highest : code;
-                code = code < lowest ? lowest : code;
+                const Floats nearest = (value * inverses[j] + 0x1.8p23f) - 0x1.8p23f;
+                const Floats code = between(lowest, highest, nearest);
                 const Floats error = scaled - code * units[j];
                 errors[j][part] += error * error;
             }

@@ -14,7 +14,6 @@ wherever a tensor does. Where `num_threads` is None, every core that the process
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -319,10 +318,10 @@ _memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize
 )
 
 
-def _view(tensor: Tensor) -> memoryview | array[Any]:
+def _view(tensor: Tensor) -> memoryview:
     """The tensor's memory as a typed buffer, without NumPy. Valid while the caller holds the tensor."""
     form = _FORMATS[tensor.dtype]
     if tensor.numel() == 0:
-        return array(form)
+        return memoryview(bytearray(8)).cast(form)[:0]  # type: ignore[call-overload, no-any-return, unused-ignore]
     view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
     return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]
