@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import fgrpo
@@ -68,6 +68,7 @@ def make_trainer(
         peft_config=peft_config,
         callbacks=[curve],
     )
+    trainer.remove_callback(PrinterCallback)
     return trainer, curve
 
 
