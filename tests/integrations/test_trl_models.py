@@ -15,8 +15,6 @@ if not trl.__version__.startswith("1.16."):
 import transformers  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from tiny_grpo import make_trainer  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fgrpo_kernels import linear_token_logprobs  # noqa: E402
@@ -114,19 +112,11 @@ def test_a_trained_copy_of_the_head(tmp_path):
     assert any("lm_head.modules_to_save" in name for name in ours[1])
 
 
-class LargestLogits(TorchDispatchMode):
-    """The most rows of a tensor whose last dimension could be a vocabulary's, or a good part of it."""
-
-    def __init__(self, columns):
-        super().__init__()
-        self.columns, self.elements = columns, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **kwargs or {})
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.ndim > 1 and x.shape[-1] >= self.columns:
-                self.elements = max(self.elements, x.numel())
-        return out
+def largest_allocation(run):
+    """Bytes of the largest tensor that came into being."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    return max(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
 
 
 @pytest.mark.parametrize("off_policy", [False, True], ids=["fused loss", "TRL's loss"])
@@ -142,14 +132,13 @@ def test_no_logits_of_all_rows(off_policy, tmp_path):
         inputs["old_per_token_logps"] = torch.full((batch, length), -11.0)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    with LargestLogits(columns=vocab // 4) as trl_alone, torch.no_grad():
-        trainer.compute_loss(trainer.model, inputs)
+    with torch.no_grad():
+        trl_alone = largest_allocation(lambda: trainer.compute_loss(trainer.model, inputs))
     accelerate_trainer(trainer)
-    with LargestLogits(columns=vocab // 4) as fused:
-        trainer.compute_loss(trainer.model, inputs).backward()
-    rows = batch * length
-    assert trl_alone.elements >= rows * 32768  # its tile of the vocabulary, for all of these rows
-    assert 8 * vocab < fused.elements <= rows * vocab / 4
+    fused = largest_allocation(lambda: trainer.compute_loss(trainer.model, inputs).backward())
+    row = vocab * 4
+    assert trl_alone >= batch * length * 32768 * 4  # its tile of the vocabulary, for all of these rows
+    assert 64 * row < fused <= batch * length * row / 4
 
 
 def test_drop_in_class(tmp_path):

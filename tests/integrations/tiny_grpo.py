@@ -53,9 +53,10 @@ def make_trainer(
         "max_completion_length": 8,
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
+        "bf16": False,
     }
     args = GRPOConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", logging_steps=1, max_steps=steps,
+        output_dir=str(folder), use_cpu=True, report_to="none", logging_steps=1, max_steps=steps,
         save_strategy="no", disable_tqdm=True, seed=7, **defaults | options,
     )  # fmt: skip
     curve = Curve([])
