@@ -1,4 +1,4 @@
-"""A GRPO trainer of one page, in plain PyTorch and transformers, on two-digit sums; and what this package changes in it.
+"""A GRPO trainer of one page, in plain PyTorch and transformers, on two-digit sums; and what this package changes.
 
     python examples/plain_grpo.py            # with the fused LM head and loss: `fused_loss`
     python examples/plain_grpo.py --plain    # as it was before: `plain_loss`, the same numbers

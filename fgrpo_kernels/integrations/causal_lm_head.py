@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, linear_grpo_loss, linear_token_logprobs
@@ -58,14 +58,14 @@ class CausalLMHead:
             return linear_token_logprobs(hidden, weight, targets.to(hidden.device), row_mask=row_mask, **options)
 
     @torch.compiler.disable
-    def grpo_loss(self, model: Any, hidden: Tensor, targets: Tensor, *terms: Tensor, **options: Any) -> GRPOLoss:
-        """`linear_grpo_loss` of hidden states `[B, T, H]`; `terms` and `options` are that function's."""
+    def grpo_loss(self, model: Any, hidden: Tensor, targets: Tensor, **terms: Any) -> GRPOLoss:
+        """`linear_grpo_loss` of hidden states `[B, T, H]`; `terms` are that function's."""
         head = model.get_output_embeddings()
         with self._precision(head):
-            hidden, weight, head_options = self._arguments(head, hidden)
-            return linear_grpo_loss(hidden, weight, targets.to(hidden.device), *terms, **head_options, **options)
+            hidden, weight, options = self._arguments(head, hidden)
+            return linear_grpo_loss(hidden, weight, targets.to(hidden.device), **options | terms)
 
-    def _precision(self, head: nn.Module) -> AbstractContextManager[Any]:
+    def _precision(self, head: Any) -> AbstractContextManager[Any]:
         return torch.autocast(head.weight.device.type, enabled=False) if self.in_float32 else nullcontext()
 
     def _arguments(self, head: Any, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:

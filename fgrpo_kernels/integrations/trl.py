@@ -60,8 +60,7 @@ def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRP
     if plug is None:
         _refuse_zero3(trainer)
         plug = _Plug(trainer)
-        trainer._fgrpo_plug = plug
-        trainer._compute_loss = types.MethodType(_compute_loss, trainer)
+        vars(trainer).update(_fgrpo_plug=plug, _compute_loss=types.MethodType(_compute_loss, trainer))
     plug.metrics = metrics
     plug.enable(True)
     return trainer
@@ -75,7 +74,7 @@ def restore_trainer(trainer: GRPOTrainer) -> GRPOTrainer:
     return trainer
 
 
-def _refuse_zero3(trainer: GRPOTrainer) -> None:
+def _refuse_zero3(trainer: Any) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
@@ -89,7 +88,7 @@ class _Plug:
 
     metrics: Metrics
 
-    def __init__(self, trainer: GRPOTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         in_float32 = trainer.args.cast_lm_head_to_fp32
         models = [_plain_model(m) for m in (trainer.model, trainer.ref_model) if m is not None]
         heads = [CausalLMHead.of(model, trainer.temperature, in_float32) for model in models]
@@ -104,7 +103,7 @@ class _Plug:
             forward.enabled = on
 
 
-def _plain_model(model: nn.Module) -> Any:
+def _plain_model(model: Any) -> Any:
     """The transformers model inside compilers', accelerate's and peft's wrappers."""
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
@@ -159,17 +158,20 @@ class _FusedForward:
 def _load_balancing_loss(config: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    loss = load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    assert isinstance(loss, Tensor), "a model with experts has router logits"
+    return loss
 
 
-def _compute_loss(self: GRPOTrainer, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def _compute_loss(self: Any, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """In place of `GRPOTrainer._compute_loss`: that itself, or loss and gradient in one pass through the LM head."""
     plug: _Plug = self._fgrpo_plug
     step = None
     if plug.policy.enabled and plug.losses_are_trls and torch.is_grad_enabled():
         step = plan_step(self, inputs, informative_only=plug.metrics == "informative")
     if step is None:
-        return type(self)._compute_loss(self, model, inputs)
+        loss: Tensor = type(self)._compute_loss(self, model, inputs)
+        return loss
     plug.policy.step = step
     try:
         return step.loss(model)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trl import GRPOTrainer
 from trl.trainer.utils import nanmax, nanmin
 
 from fgrpo_kernels import CISPO, SAPO, Objective, PPOClip, token_weights
@@ -42,8 +41,8 @@ _OF_MODEL = (
 )
 
 
-def plan_step(trainer: GRPOTrainer, inputs: dict[str, Any], *, informative_only: bool) -> FusedStep | None:
-    """The micro-batch as a `FusedStep`; None where TRL's own loss on fused log-probabilities has to do it.
+def plan_step(trainer: Any, inputs: dict[str, Any], *, informative_only: bool) -> FusedStep | None:
+    """A GRPOTrainer's micro-batch as a `FusedStep`; None where TRL's own loss on fused log-probabilities has to do it.
 
     That is: where the loss needs more than each token's own log-probability, and where TRL's metrics do.
     """
@@ -90,11 +89,11 @@ def plan_step(trainer: GRPOTrainer, inputs: dict[str, Any], *, informative_only:
     )
 
 
-def _corrects_sampling(trainer: GRPOTrainer) -> bool:
+def _corrects_sampling(trainer: Any) -> bool:
     return trainer.use_vllm and trainer.vllm_importance_sampling_correction
 
 
-def _weights(trainer: GRPOTrainer, mask: Tensor, reduction: Reduction, num_items: Tensor) -> Tensor:
+def _weights(trainer: Any, mask: Tensor, reduction: Reduction, num_items: Tensor) -> Tensor:
     """`[B, T]`: TRL's reduction of this micro-batch, with its share of the optimiser step."""
     accumulation = trainer.current_gradient_accumulation_steps
     num_tokens = num_items.clamp(min=1.0) / trainer.accelerator.num_processes
@@ -116,7 +115,7 @@ class FusedStep:
     calls `run`, whose loss comes back as the model's output.
     """
 
-    trainer: GRPOTrainer
+    trainer: Any
     inputs: dict[str, Any]
     mask: Tensor  # [B, T] float, the completions' own tokens
     weights: Tensor  # [B, T]
@@ -158,8 +157,8 @@ class FusedStep:
             model,
             hidden_BTH,
             targets_BT,
-            advantages,
-            weights,
+            advantages=advantages,
+            weights=weights,
             old_logp=self.inputs.get("old_per_token_logps"),
             ref_logp=self.inputs.get("ref_per_token_logps") if beta != 0.0 else None,
             policy_factor=factor,

@@ -220,14 +220,14 @@ def test_a_head_that_does_something_else_is_refused(tmp_path):
     head.weight = model.lm_head.weight
     model.lm_head = head
     trainer, _ = make_trainer(tmp_path, model=model)
-    with pytest.raises(ValueError, match="does not give this model's logits: .* differ by .* a Shifted as head"):
+    with pytest.raises(ValueError, match=r"does not give this model's logits: .* differ by .* a Shifted as head"):
         accelerate_trainer(trainer)
 
 
 def test_a_quantised_head_is_refused(tmp_path):
     trainer, _ = make_trainer(tmp_path, model=tiny("plain"))
     trainer.model.lm_head.weight = torch.nn.Parameter(torch.ones(V, H, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="weight torch.int8; the fused head needs a floating-point matrix"):
+    with pytest.raises(ValueError, match=r"weight torch\.int8; the fused head needs a floating-point matrix"):
         accelerate_trainer(trainer)
 
 

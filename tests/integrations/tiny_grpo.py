@@ -43,8 +43,13 @@ def tiny_model() -> Any:
 
 
 def make_trainer(
-    folder: Path, *, model: Any = None, trainer_class: type[GRPOTrainer] = GRPOTrainer, peft_config: Any = None,
-    steps: int = 3, **options: Any
+    folder: Path,
+    *,
+    model: Any = None,
+    trainer_class: type[GRPOTrainer] = GRPOTrainer,
+    peft_config: Any = None,
+    steps: int = 3,
+    **options: Any,
 ) -> tuple[GRPOTrainer, Curve]:
     """A trainer and the curve that it will fill."""
     defaults = {
