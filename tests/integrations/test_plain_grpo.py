@@ -24,8 +24,8 @@ def test_the_same_numbers_with_either_loss(example):
 
 
 def test_it_learns(example):
-    result = example.train(steps=30)[-1]
-    assert result["after"] > result["before"] + 0.05
+    result = example.train()[-1]
+    assert result["after"] > result["before"] + 0.2
 
 
 def test_it_fits_on_a_page():
