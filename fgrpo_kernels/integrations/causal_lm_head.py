@@ -1,0 +1,132 @@
+"""The LM head of a transformers model as the fused ops see it: read from the model, then tried on a few tokens.
+
+B sequences   T tokens   H hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from fgrpo_kernels import GRPOLoss, TokenLogprobs, linear_grpo_loss, linear_token_logprobs
+
+# Multipliers of the logits, by the names that transformers' configurations have for them.
+_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class CausalLMHead:
+    """`logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature`.
+
+    Weight and bias are looked up in the model at every call: adapters and sharding replace them.
+
+    Attributes:
+        softcap: None where the model has none.
+        in_float32: the head works in float32 whatever the rest does.
+    """
+
+    temperature: float
+    scale: float = 1.0
+    softcap: float | None = None
+    in_float32: bool = False
+
+    @staticmethod
+    def of(model: Any, temperature: float, in_float32: bool = False) -> CausalLMHead:
+        """Read scale and softcap from the model's configuration."""
+        config = model.config.get_text_config()
+        scale = next((x for name in _MULTIPLIERS if (x := getattr(config, name, None)) is not None), None)
+        if scale is None:
+            scale = getattr(config, "logits_scaling", None) or 1.0
+            if config.model_type != "hyperclovax":  # which multiplies by it; the others divide
+                scale = 1 / scale
+        if not scale > 0:
+            raise ValueError(f"{type(model).__name__}: logits multiplied by {scale} have no fused form")
+        return CausalLMHead(temperature, scale, getattr(config, "final_logit_softcapping", None), in_float32)
+
+    # Rows are chosen by their values, which a compiled graph cannot hold: it ends at the hidden states.
+    @torch.compiler.disable
+    def token_logprobs(self, model: Any, hidden: Tensor, targets: Tensor, row_mask: Tensor) -> TokenLogprobs:
+        """`linear_token_logprobs` of hidden states `[B, T, H]`; rows outside the mask are 0."""
+        head = model.get_output_embeddings()
+        with self._precision(head):
+            hidden, weight, options = self._arguments(head, hidden)
+            return linear_token_logprobs(hidden, weight, targets.to(hidden.device), row_mask=row_mask, **options)
+
+    @torch.compiler.disable
+    def grpo_loss(self, model: Any, hidden: Tensor, targets: Tensor, **terms: Any) -> GRPOLoss:
+        """`linear_grpo_loss` of hidden states `[B, T, H]`; `terms` are that function's."""
+        head = model.get_output_embeddings()
+        with self._precision(head):
+            hidden, weight, options = self._arguments(head, hidden)
+            return linear_grpo_loss(hidden, weight, targets.to(hidden.device), **options | terms)
+
+    def _precision(self, head: Any) -> AbstractContextManager[Any]:
+        return torch.autocast(head.weight.device.type, enabled=False) if self.in_float32 else nullcontext()
+
+    def _arguments(self, head: Any, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        weight, bias = (_whole(x) for x in (head.weight, getattr(head, "bias", None)))
+        assert weight is not None, "a head has a weight"
+        hidden = hidden.to(weight.device)  # a model split over devices may end on another one
+        if self.in_float32:
+            hidden = hidden.float()
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        options: dict[str, Any] = {"bias": bias, "temperature": self.temperature}
+        if self.softcap is not None:
+            options |= {"logit_softcap": self.softcap, "logit_scale": self.scale}
+        else:
+            options["temperature"] = self.temperature / self.scale
+        return hidden, weight, options
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    """A parameter that FSDP2 has sharded, gathered."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+@torch.no_grad()
+def check_head(model: Any, head: CausalLMHead) -> None:
+    """Compare the fused head with the model's own logits on a few tokens.
+
+    Args:
+        model: a causal language model of transformers, without wrappers.
+
+    Raises:
+        ValueError: they differ, or the head is none that the ops can take: the message says what was found.
+    """
+    name = type(model).__name__
+    lm_head = model.get_output_embeddings()
+    weight = getattr(lm_head, "weight", None)
+    if weight is None or not weight.is_floating_point():
+        raise ValueError(
+            f"{name}: its output embedding is {type(lm_head).__name__} with weight "
+            f"{'missing' if weight is None else weight.dtype}; the fused head needs a floating-point matrix. "
+            "Leave lm_head out of the quantisation."
+        )
+    vocab_size = min(model.config.get_text_config().vocab_size, len(weight))
+    device = model.get_input_embeddings().weight.device
+    tokens = torch.linspace(1, vocab_size - 1, 8, device=device).long()[None]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float() / head.temperature
+    finally:
+        for module, training in modes:
+            module.training = training
+    targets = tokens[:, 1:]
+    ours = head.token_logprobs(model, hidden, targets, torch.ones_like(targets)).logp
+    theirs = logits.log_softmax(-1).gather(-1, targets.to(logits.device)[..., None]).squeeze(-1).to(ours.device)
+    error = (ours - theirs).abs().max().item()
+    tolerance = (1e-4 if hidden.dtype == torch.float32 else 5e-2) * max(1.0, theirs.abs().max().item())
+    if not error <= tolerance:
+        raise ValueError(
+            f"{name}: the fused head does not give this model's logits: log-probabilities differ by {error:.3g} nats "
+            f"(tolerance {tolerance:.3g}), with scale {head.scale}, softcap {head.softcap} and a "
+            f"{type(lm_head).__name__} as head. Does its forward change the hidden states or the logits in another way?"
+        )
