@@ -8,7 +8,8 @@ Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h
 instructions, sums not on the order of the payloads.
 
 Legend: P parameters (elements of a delta), K clients. Tensors are 1-D, contiguous, on the CPU; a NumPy array does
-wherever a tensor does. Where `num_threads` is None, every core that the process may run on is used.
+wherever a tensor does. Where `num_threads` is None, every core that the process may run on is used. `encode` and
+`decode` take tensors on a GPU too: what they return is there as well, with the same bits (docs/codec_gpu.md).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
+from fgrpo_kernels.dispatch import DEVICES, HAS_TRITON
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +81,19 @@ class Encoded:
                     f"Encoded: {name} has {tensor.numel()} elements, but {self.size} parameters in {self.codec} with "
                     f"block {self.block} need {length}"
                 )
+        if self.codes.device != self.scales.device:
+            raise ValueError(f"Encoded: codes are on {self.codes.device}, scales on {self.scales.device}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where codes and scales are."""
+        return self.codes.device
+
+    def cpu(self) -> Encoded:
+        """The payload on the CPU, as `aggregate` and `check_codes` take it; itself if it is there."""
+        if self.device.type == "cpu":
+            return self
+        return Encoded(self.codes.cpu(), self.scales.cpu(), self.codec, self.block, self.size)
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +156,14 @@ def encode(
         raise ValueError(f"encode: scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if not 0 <= _require_int("encode: seed", seed) < 2**64:
         raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
-    out = _encoded_like(out, codec, block, new.numel())
+    for name, operand in {"base": base, "residual": residual}.items():
+        if operand is not None and operand.device != new.device:
+            raise ValueError(f"encode: {name} is on {operand.device}, new on {new.device}; move one of them")
+    out = _encoded_like(out, codec, block, new.numel(), new.device)
+    if _on_gpu(new):
+        _refuse_threads("encode", num_threads)
+        _kernels().encode(new, base, residual, codec, block, rounding, seed, scale, (out.codes, out.scales))
+        return out
     _C.encode(
         _view(new),
         None if base is None else _view(base),
@@ -162,8 +185,13 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
 
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
     """
+    _require_encoded("decode: the payload", encoded)
+    out = _output("decode", out, encoded.size, encoded.device)
+    if _on_gpu(encoded.codes):
+        _refuse_threads("decode", num_threads)
+        _kernels().decode(encoded.codes, encoded.scales, encoded.codec, encoded.block, out)
+        return out
     fields = _fields("decode: the payload", encoded)
-    out = _output("decode", out, encoded.size)
     _C.decode(*fields, _view(out), _threads("decode", num_threads))
     return out
 
@@ -231,9 +259,32 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
 
 
 def _fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+    _require_encoded(where, encoded)
+    if encoded.device.type != "cpu":
+        raise TypeError(f"{where} must be on the CPU, got {encoded.device}; call .cpu() first")
+    return _view(encoded.codes), _view(encoded.scales), encoded.codec, encoded.block, encoded.size
+
+
+def _require_encoded(where: str, encoded: object) -> None:
     if not isinstance(encoded, Encoded):
         raise TypeError(f"{where} must be an Encoded, got {type(encoded).__name__}")
-    return _view(encoded.codes), _view(encoded.scales), encoded.codec, encoded.block, encoded.size
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    """Whether the kernels work on it. Not even in Triton's interpreter do they take the CPU's work from C++."""
+    return tensor.device.type != "cpu"
+
+
+def _kernels() -> ModuleType:
+    """`fgrpo_kernels.gpu.delta_codec`, imported where a tensor is on a GPU: only there does the codec need Triton."""
+    from fgrpo_kernels.gpu import delta_codec
+
+    return delta_codec
+
+
+def _refuse_threads(function: str, num_threads: int | None) -> None:
+    if num_threads is not None:
+        raise ValueError(f"{function}: num_threads is for tensors on the CPU, got {num_threads} and tensors on a GPU")
 
 
 def _threads(function: str, num_threads: int | None) -> int:
@@ -260,7 +311,7 @@ def _require_format(where: str, codec: object, block: object) -> None:
 
 
 def _require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
-    """`tensor` itself, or the tensor that shares a NumPy array's memory, if it has the layout that C++ reads."""
+    """`tensor` itself, or the tensor that shares a NumPy array's memory, if it has the layout that the codec reads."""
     if not isinstance(tensor, Tensor):
         if not hasattr(tensor, "__array_interface__"):
             raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
@@ -268,8 +319,10 @@ def _require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{where} must be {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{where} must be on the CPU, got {tensor.device}; call .cpu() first")
+    if tensor.device.type != "cpu" and not (HAS_TRITON and tensor.device.type in DEVICES):
+        raise TypeError(
+            f"{where} must be on a GPU that Triton serves or on the CPU, got {tensor.device}; call .cpu() first"
+        )
     if tensor.dim() != 1:
         raise ValueError(f"{where} must be 1-D, got shape {tuple(tensor.shape)}; flatten it first")
     if not tensor.is_contiguous():
@@ -284,11 +337,12 @@ def _require_writable(where: str, tensor: object) -> Tensor:
     return flat
 
 
-def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Encoded:
-    """`out` if it has this format and size, or a new payload that does."""
+def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device: torch.device) -> Encoded:
+    """`out` if it has this format and size and is on the device, or a new payload that does."""
     if out is None:
-        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8)
-        return Encoded(codes, torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16), codec, block, size)
+        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8, device=device)
+        scales = torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16, device=device)
+        return Encoded(codes, scales, codec, block, size)
     if not isinstance(out, Encoded):
         raise TypeError(f"encode: out must be an Encoded, got {type(out).__name__}")
     if (out.codec, out.block, out.size) != (codec, block, size):
@@ -296,17 +350,23 @@ def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Enc
             f"encode: out holds {out.size} parameters in {out.codec} with block {out.block}, expected {size} in "
             f"{codec} with block {block}"
         )
+    if out.device != device:
+        raise ValueError(f"encode: out is on {out.device}, new on {device}; move one of them")
     return out
 
 
-def _output(function: str, out: Tensor | None, size: int) -> Tensor:
+def _output(function: str, out: Tensor | None, size: int, device: torch.device | None = None) -> Tensor:
+    """`out` if it fits, or a new tensor; `device` None is the CPU."""
+    device = device or torch.device("cpu")
     if out is None:
-        return torch.empty(size, dtype=torch.float32)
+        return torch.empty(size, dtype=torch.float32, device=device)
     if not isinstance(out, Tensor):
         raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
     out = _require_writable(f"{function}: out", out)
     if out.numel() != size:
         raise ValueError(f"{function}: out has {out.numel()} elements, expected {size}")
+    if out.device != device:
+        raise ValueError(f"{function}: out is on {out.device}, the payload on {device}; move one of them")
     return out
 
 

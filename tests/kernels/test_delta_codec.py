@@ -259,3 +259,37 @@ def test_writes_to_memory_that_is_given():
     expected = cpp.encode(values)
     assert_same_bits(codes, expected.codes, "codes")
     assert_same_bits(scales, expected.scales, "scales")
+
+
+def on_the_public_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, where there is no GPU, send CPU tensors the way of a GPU's."""
+    monkeypatch.setattr(cpp, "_on_gpu", lambda tensor: True)
+
+
+@pytest.mark.parametrize("codec", cpp.CODECS)
+def test_the_public_functions_take_the_kernels(codec, monkeypatch):
+    values, residual = torch.randn(500), torch.zeros(500)
+    expected = cpp.encode(values, codec=codec, residual=residual)
+    on_the_public_way(monkeypatch)
+    on_device = torch.zeros(500, device=DEVICE)
+    encoded = cpp.encode(values.to(DEVICE), codec=codec, residual=on_device)
+    assert encoded.device.type == DEVICE
+    assert_same_bits(encoded.cpu().codes, expected.codes, "codes")
+    assert_same_bits(encoded.cpu().scales, expected.scales, "scales")
+    assert_same_bits(on_device, residual, "residual")
+    assert cpp.encode(values.to(DEVICE), codec=codec, out=encoded) is encoded
+    decoded = cpp.decode(encoded)
+    assert decoded.device.type == DEVICE
+    monkeypatch.undo()
+    assert_same_bits(decoded, cpp.decode(expected), "decoded")
+
+
+def test_the_public_functions_ignore_no_option(monkeypatch):
+    values = torch.randn(100).to(DEVICE)
+    on_the_public_way(monkeypatch)
+    with pytest.raises(ValueError, match="num_threads is for tensors on the CPU, got 2"):
+        cpp.encode(values, num_threads=2)
+    with pytest.raises(ValueError, match="num_threads is for tensors on the CPU, got 1"):
+        cpp.decode(cpp.encode(values), num_threads=1)
+    with pytest.raises(ValueError, match="scale must be 'absmax', got 'mse'"):
+        cpp.encode(values, scale="mse")

@@ -77,6 +77,15 @@ def test_encode_waits_once_and_decode_never():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_what_works_on_the_cpu_alone_says_so():
+    encoded = cpp.encode(torch.randn(100, device="cuda"))
+    with pytest.raises(TypeError, match=r"payload 0 must be on the CPU, got cuda:0; call .cpu\(\) first"):
+        cpp.aggregate([encoded], [1.0])
+    with pytest.raises(ValueError, match="base is on cpu, new on cuda:0"):
+        cpp.encode(torch.ones(5, device="cuda"), torch.ones(5))
+    assert torch.equal(cpp.aggregate([encoded.cpu()], [1.0]), cpp.decode(encoded).cpu())
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_a_device_that_is_not_the_current_one():
     values = torch.randn(5000)
