@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*.cpp)
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test gpu lint format clean
+.PHONY: train train-smollm2 test fuzz gpu lint format clean
 
 train: $(READY)
 	$(BIN)/fgrpo train configs/quickstart.yaml
@@ -20,6 +21,11 @@ test: $(READY)
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
+# The C++ core against arbitrary bytes (docs/security.md). Needs Clang; the seconds are divided among the targets.
+SECONDS ?= 60
+fuzz: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" csrc/fuzz/run.sh $(SECONDS)
+
 # On a machine with a GPU: `make gpu PYTHON=python3` checks the kernels and then measures them with the interpreter that it
 # is given. It installs nothing, needs no network, and writes JSON to $$OUT or benchmarks/results/.
 gpu:
@@ -30,12 +36,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp)
+	$(BIN)/clang-format -i $(CPP)
 
 # torch first and exactly, so that nothing else decides which. pip's own settings (PIP_EXTRA_INDEX_URL) choose its build.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/CMakeLists.txt)

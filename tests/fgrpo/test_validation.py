@@ -68,3 +68,31 @@ def test_the_first_of_two_replies_counts():
     accepted, quarantined = settle([reply("a"), reply("a")])
     assert len(accepted) == 1
     assert "second reply" in quarantined["a"]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        pytest.param({"sequences": 10**400}, id="sequences-10^400"),
+        pytest.param({"sequences": 1.5}, id="sequences-float"),
+        pytest.param({"sequences": float("nan")}, id="sequences-nan"),
+        pytest.param({"sequences": "64"}, id="sequences-text"),
+        pytest.param({"sequences": True}, id="sequences-bool"),
+        pytest.param({"tokens": -1}, id="tokens-negative"),
+        pytest.param({"reward_mean": 10**400}, id="reward_mean-10^400"),
+        pytest.param({"reward_mean": "0.5"}, id="reward_mean-text"),
+        pytest.param({"reward_std": None}, id="reward_std-none"),
+        pytest.param({"completion_length": float("inf")}, id="completion_length-inf"),
+        pytest.param({"degenerate": "x" * 10000}, id="degenerate-long-text"),
+        pytest.param({"metrics": {"kl": "high"}}, id="metrics-text"),
+        pytest.param({"metrics": [1.0]}, id="metrics-list"),
+        pytest.param({"seconds": {1: 1.0}}, id="seconds-number-for-a-name"),
+    ],
+)
+def test_any_report_harms_only_its_own_reply(report):
+    bad = replace(reply("b"), report=replace(reply("b").report, **report))
+    accepted, quarantined = settle([reply("a"), bad])
+    assert [x.report.client for x in accepted] == ["a"]
+    assert quarantined["b"].startswith("report: ")
+    assert next(iter(report)) in quarantined["b"]
+    assert len(quarantined["b"]) < 300
