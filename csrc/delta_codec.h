@@ -113,8 +113,9 @@ struct ClientStats {
 void aggregate_with_stats(std::span<const Payload> payloads, std::span<const float> weights,
                           std::span<float> out, std::span<ClientStats> stats, int threads = 0);
 
-// Throws std::invalid_argument, naming the first fault, unless scales are finite, not -0 and not subnormal, values are
-// not beyond 2^128, and padding is 0. Then whatever is decoded is finite.
+// Throws std::invalid_argument, naming the first fault, unless scales are finite, not -0 and not subnormal,
+// values of bf16 and none at most 2^127 in magnitude, others below 2^128, and padding is 0. Whatever encode()
+// writes passes, and whatever passes decodes to finite values.
 void check(const Payload& payload, int threads = 0);
 
 // The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best
