@@ -7,12 +7,10 @@ from dataclasses import replace
 import torch
 
 from fgrpo.payload import Header, _checksum, pack
-from fgrpo_kernels.codec import Encoded, encode
+from fgrpo_kernels.codec import CODECS, Encoded, encode
 
 HEADER = Header("a", 3, "m" * 32, "b" * 32)
-DELTAS = {
-    codec: encode(torch.linspace(-1, 1, 100), codec=codec, block=32) for codec in ("int8", "int4", "int2", "none")
-}
+DELTAS = {codec: encode(torch.linspace(-1, 1, 100), codec=codec, block=32) for codec in CODECS}
 PACKED = {codec: pack(delta, HEADER) for codec, delta in DELTAS.items()}
 GOOD = PACKED["int4"]
 
@@ -44,9 +42,9 @@ def signed(delta: Encoded = DELTAS["int4"], **changes: str | None) -> bytes:
     return joined(json.dumps({**header, "__metadata__": metadata}).encode(), data)
 
 
-def forged(field: str, index: int, value: float, codec: str = "int4") -> bytes:
+def forged(field: str, index: int, value: float) -> bytes:
     """A payload whose checksum fits one hostile code or scale."""
-    delta = DELTAS[codec]
+    delta = DELTAS["int4"]
     tensor = getattr(delta, field).clone()
     tensor[index] = value
     return pack(replace(delta, **{field: tensor}), HEADER)
@@ -72,6 +70,11 @@ def declared(codes: dict | None = None, scales: dict | None = None) -> bytes:
     )
 
 
+OVERFLOWING = replace(
+    DELTAS["int2"],
+    codes=torch.tensor([2] + [0] * (DELTAS["int2"].codes.numel() - 1), dtype=torch.uint8),
+    scales=torch.full_like(DELTAS["int2"].scales, 2.0**127),
+)
 NO_CODES = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 NOT_A_FILE = "not a (valid )?safetensors file"
 FAULTS = {
@@ -139,6 +142,9 @@ FAULTS = {
     "block-other": (signed(block="64"), "scales has 4 elements"),
     "size-one-more": (signed(size="129"), "need 80"),
     "size-2^60": (signed(size=str(2**60)), "1152921504606846976 parameters"),
+    # times the bits of a value, these are 0 modulo 2^64: no codes would do
+    "size-2^60-of-none": (signed(encode(torch.empty(0), codec="none"), size=str(2**60)), "need 4611686018427387904"),
+    "size-2^60-of-bf16": (signed(encode(torch.empty(0), codec="bf16"), size=str(2**60)), "need 2305843009213693952"),
     "size-2^63": (signed(size=str(2**63)), "more than memory can hold"),
     "size-2^80": (signed(size=str(2**80)), "size is '1208925819614629174706176'"),
     "size-of-5000-digits": (signed(size="9" * 5000), "size is '9"),
@@ -153,13 +159,11 @@ FAULTS = {
     # what the codec never writes
     "scale-nan": (forged("scales", 1, float("nan")), "scale 1 is nan"),
     "scale-inf": (forged("scales", 2, float("inf")), "scale 2 is inf"),
-    "scale-negative": (forged("scales", 0, -1.0), "scale 0 is -1"),
+    "scale-minus-inf": (forged("scales", 0, float("-inf")), "scale 0 is -inf"),
     "scale-minus-0": (forged("scales", 0, -0.0), "scale 0 is -0"),
     "scale-subnormal": (forged("scales", 0, 1e-39), "subnormal"),
     "scale-too-large": (forged("scales", 0, 2.0**126), "scale 0 is"),
-    "code-int8": (forged("codes", 5, 0x80, "int8"), "index 5 has code -128"),
-    "code-int4": (forged("codes", 0, 0x08), "index 0 has code -8"),
-    "code-int2": (forged("codes", 0, 0x02, "int2"), "index 0 has code -2"),
+    "product-int2": (pack(OVERFLOWING, HEADER), "index 0, code -2 times scale 1.7"),
     "padding": (forged("codes", -1, 0x10), "padding code 127 is 1"),
     "value-nan": (pack(replace(DELTAS["none"], codes=torch.full_like(DELTAS["none"].codes, 0xFF)), HEADER), "index 0"),
     # text that a client chose

@@ -52,7 +52,16 @@ def test_a_fault_is_named_in_one_line(payload: bytes, message: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["header-of-2^60-bytes", "shape-2^60", "shape-overflows", "offsets-2^63", "size-2^60", "block-2^60", "size-2^80"],
+    [
+        "header-of-2^60-bytes",
+        "shape-2^60",
+        "shape-overflows",
+        "offsets-2^63",
+        "size-2^60",
+        "size-2^60-of-none",
+        "block-2^60",
+        "size-2^80",
+    ],
 )
 def test_declared_sizes_take_no_memory(name: str) -> None:
     payload, _ = FAULTS[name]
