@@ -105,7 +105,10 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
             best = j;
         }
     }
-    return scales[best];
+    // Where no value takes the lowest code the sign says nothing, and check() refuses it.
+    const float peak_code = (magnitude * inverses[best] + 0x1.8p23f) - 0x1.8p23f;
+    const bool says_nothing = sign != 0 && peak_code > -static_cast<float>(kLargestCode<bits>) - 1.0f;
+    return says_nothing ? static_cast<bfloat16>(static_cast<uint32_t>(scales[best]) & 0x7fffu) : scales[best];
 }
 
 template <int bits>

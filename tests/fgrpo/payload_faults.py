@@ -157,9 +157,6 @@ FAULTS = {
     "scale-minus-0": (forged("scales", 0, -0.0), "scale 0 is -0"),
     "scale-subnormal": (forged("scales", 0, 1e-39), "subnormal"),
     "scale-too-large": (forged("scales", 0, 2.0**126), "scale 0 is"),
-    "code-int8": (forged("codes", 5, 0x80, "int8"), "index 5 has code -128"),
-    "code-int4": (forged("codes", 0, 0x08), "index 0 has code -8"),
-    "code-int2": (forged("codes", 0, 0x02, "int2"), "index 0 has code -2"),
     "padding": (forged("codes", -1, 0x10), "padding code 127 is 1"),
     "value-nan": (pack(replace(DELTAS["none"], codes=torch.full_like(DELTAS["none"].codes, 0xFF)), HEADER), "index 0"),
     # text that a client chose
