@@ -287,7 +287,7 @@ def _require_writable(where: str, tensor: object) -> Tensor:
 def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Encoded:
     """`out` if it has this format and size, or a new payload that does."""
     if out is None:
-        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8)
+        codes = _new(_C.code_bytes(codec, block, size), torch.uint8)
         return Encoded(codes, torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16), codec, block, size)
     if not isinstance(out, Encoded):
         raise TypeError(f"encode: out must be an Encoded, got {type(out).__name__}")
@@ -299,9 +299,16 @@ def _encoded_like(out: Encoded | None, codec: str, block: int, size: int) -> Enc
     return out
 
 
+def _new(size: int, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(size, dtype=dtype)
+    if tensor.nbytes >= _LARGE:
+        _C.prefer_large_pages(_view(tensor))
+    return tensor
+
+
 def _output(function: str, out: Tensor | None, size: int) -> Tensor:
     if out is None:
-        return torch.empty(size, dtype=torch.float32)
+        return _new(size, torch.float32)
     if not isinstance(out, Tensor):
         raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
     out = _require_writable(f"{function}: out", out)
@@ -312,6 +319,7 @@ def _output(function: str, out: Tensor | None, size: int) -> Tensor:
 
 # Formats of the buffer protocol.
 _FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
+_LARGE = 1 << 22  # bytes; two of the usual large pages
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
