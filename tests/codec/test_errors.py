@@ -171,12 +171,8 @@ FORGED = [
         "scale 1 is -0.01.*negative only in a block with the code -128",
         id="scale-negative-int8",
     ),
-    pytest.param(
-        with_scale(payload("int4"), 1, -0.01), "scale 1 is -0.01.*with the code -8", id="scale-negative-int4"
-    ),
-    pytest.param(
-        with_scale(payload("int2"), 0, -0.01), "scale 0 is -0.01.*with the code -2", id="scale-negative-int2"
-    ),
+    pytest.param(with_scale(payload("int4"), 1, -0.01), "scale 1 is -0.01.*with the code -8", id="scale-negative-int4"),
+    pytest.param(with_scale(payload("int2"), 0, -0.01), "scale 0 is -0.01.*with the code -2", id="scale-negative-int2"),
     pytest.param(with_scale(payload(), 0, -0.0), "scale 0 is -0", id="scale-negative-zero"),
     pytest.param(with_scale(payload(), 0, 3e38), "scale 0 is 3", id="scale-overflows"),
     pytest.param(
