@@ -39,7 +39,7 @@ void check_scales(const Payload& payload) {
         "; scales are finite, not -0, not subnormal, and codes times scales fit float32");
 }
 
-// Only int2's largest scale, 2^127, can overflow, by its code -2; encode() never writes the two together.
+// int2's largest scale, 2^127, overflows by the code -2; encode() never writes the two together.
 void check_products(const Payload& payload) {
     if (payload.format.codec != Codec::int2) return;
     const std::uint16_t largest = largest_scale(Codec::int2);

@@ -114,8 +114,8 @@ void aggregate_with_stats(std::span<const Payload> payloads, std::span<const flo
                           std::span<float> out, std::span<ClientStats> stats, int threads = 0);
 
 // Throws std::invalid_argument, naming the first fault, unless scales are finite, not -0, not subnormal and
-// negative only in blocks with the lowest code, values are not beyond 2^128, and padding is 0. Then whatever
-// is decoded is finite.
+// negative only in blocks with the lowest code, values of bf16 and none at most 2^127 in magnitude, others
+// below 2^128, and padding is 0. Whatever encode() writes passes, and whatever passes decodes to finite values.
 void check(const Payload& payload, int threads = 0);
 
 // The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best

@@ -50,7 +50,7 @@ std::size_t code_bytes(Format format, std::size_t size) {
         throw std::invalid_argument("code_bytes: " + std::to_string(size) +
                                     " values are more than memory can hold");
     }
-    if (!has_scales(format.codec)) return size * code_bits(format.codec) / 8;
+    if (!has_scales(format.codec)) return size * (code_bits(format.codec) / 8);  // in bits it could overflow
     return code_offset(format, blocks_of(format, size) * format.block);
 }
 
@@ -72,8 +72,9 @@ int code_at(const Payload& payload, std::size_t index) {
 int largest_code(Codec codec) { return (1 << (code_bits(codec) - 1)) - 1; }
 
 std::uint16_t largest_scale(Codec codec) {
-    const float scale = 0x1p127f / static_cast<float>(largest_code(codec));
-    return static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(scale) + 0xffffu) >> 16);
+    const float too_large = 0x1p127f / static_cast<float>((largest_code(codec) + 1) / 2);
+    const auto bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(too_large) >> 16);
+    return codec == Codec::int2 ? bits : static_cast<std::uint16_t>(bits - 1);
 }
 
 std::string text(float value) {

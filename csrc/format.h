@@ -23,7 +23,8 @@ inline std::size_t blocks_of(Format format, std::size_t size) {
 // The code of value `index` of a quantised payload, with its sign.
 int code_at(const Payload& payload, std::size_t index);
 
-// The largest code, and the bits of the largest magnitude of a scale that encode() writes.
+// The largest code, and the bits of the largest magnitude of a scale that keeps code * scale below 2^128 for
+// every code; of int2 2^127, which does so for all but -2.
 int largest_code(Codec codec);
 std::uint16_t largest_scale(Codec codec);
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 #include "delta_codec.h"
@@ -27,22 +28,33 @@ inline std::size_t bits_of(Codec codec) {
             return 4;
         case Codec::int2:
             return 2;
+        case Codec::bf16:
+            return 16;
         case Codec::none:
             return 32;
     }
     return 0;
 }
 
-inline bool quantises(Codec codec) { return codec != Codec::none; }
+inline bool quantises(Codec codec) { return bits_of(codec) <= 8; }
 
 inline int largest_code_of(Codec codec) { return codec == Codec::int8 ? 127 : codec == Codec::int4 ? 7 : 1; }
 
-// The codes of a quantising codec in order, padding included; of `none`, the values.
+// The codes of a quantising codec in order, padding included; of the others, the values.
 inline std::vector<float> unpacked(const Payload& payload) {
     std::vector<float> codes;
     if (!quantises(payload.format.codec)) {
-        codes.resize(payload.size);
-        if (payload.size) std::memcpy(codes.data(), payload.codes.data(), payload.codes.size());
+        const bool narrow = payload.format.codec == Codec::bf16;
+        for (std::size_t i = 0; i < payload.size; ++i) {
+            std::uint32_t bits = 0;
+            if (narrow) {
+                bits = std::uint32_t{payload.codes[2 * i]} << 16 | std::uint32_t{payload.codes[2 * i + 1]}
+                                                                       << 24;
+            } else {
+                std::memcpy(&bits, &payload.codes[4 * i], 4);
+            }
+            codes.push_back(std::bit_cast<float>(bits));
+        }
         return codes;
     }
     const std::size_t bits = bits_of(payload.format.codec), bytes = payload.format.block * bits / 8;
@@ -61,28 +73,37 @@ inline std::vector<float> unpacked(const Payload& payload) {
 
 inline bool encodable(float value) { return std::abs(value) <= 0x1p127f; }  // false for NaN
 
-// Whether encode() could have written the scale: the smallest bfloat16 of at least largest magnitude / largest
-// code, for a magnitude of at most 2^127; 0 instead of subnormal numbers.
+// Whether a block may have the scale: 0, or a normal number of either sign with which every code fits float32;
+// int2 may have 2^127 too, for blocks without the code -2.
 inline bool well_formed(bfloat16 scale, Codec codec) {
-    const auto bits = static_cast<std::uint16_t>(scale);
-    const float value = widen(scale);
-    if (bits == 0) return true;
-    if (!std::isnormal(value) || std::signbit(value)) return false;
-    const float next_smaller = widen(bfloat16{static_cast<std::uint16_t>(bits - 1)});
-    return double{next_smaller} * largest_code_of(codec) < 0x1p127;
+    if (static_cast<std::uint16_t>(scale) == 0) return true;
+    const double magnitude = std::abs(double{widen(scale)});
+    if (!std::isnormal(widen(scale))) return false;
+    return codec == Codec::int2 ? magnitude <= 0x1p127 : magnitude * (largest_code_of(codec) + 1) < 0x1p128;
+}
+
+// Whether block b has the code that a negative scale is for.
+inline bool has_lowest_code(const std::vector<float>& codes, std::size_t b, Format format) {
+    const auto first = codes.begin() + static_cast<std::ptrdiff_t>(b * format.block);
+    const auto lowest = static_cast<float>(-largest_code_of(format.codec) - 1);
+    return std::find(first, first + static_cast<std::ptrdiff_t>(format.block), lowest) !=
+           first + static_cast<std::ptrdiff_t>(format.block);
 }
 
 // Whether check() should let a payload pass; `codes` are its unpacked ones.
 inline bool well_formed(const Payload& payload, const std::vector<float>& codes) {
     const Codec codec = payload.format.codec;
     if (!quantises(codec)) return std::all_of(codes.begin(), codes.end(), encodable);
-    for (const bfloat16 scale : payload.scales) {
-        if (!well_formed(scale, codec)) return false;
+    for (std::size_t b = 0; b < payload.scales.size(); ++b) {
+        if (!well_formed(payload.scales[b], codec)) return false;
+        if (std::signbit(widen(payload.scales[b])) && !has_lowest_code(codes, b, payload.format))
+            return false;
     }
-    const auto padding = codes.begin() + static_cast<std::ptrdiff_t>(payload.size);
-    const float least = static_cast<float>(-largest_code_of(codec));
-    return std::all_of(codes.begin(), padding, [&](float code) { return code >= least; }) &&
-           std::all_of(padding, codes.end(), [](float code) { return code == 0; });
+    for (std::size_t i = 0; i < payload.size; ++i) {
+        if (!std::isfinite(codes[i] * widen(payload.scales[i / payload.format.block]))) return false;
+    }
+    return std::all_of(codes.begin() + static_cast<std::ptrdiff_t>(payload.size), codes.end(),
+                       [](float code) { return code == 0; });
 }
 
 // One term of aggregate()'s sum. decode() is a sum of one term of weight 1 from -0.
@@ -91,6 +112,25 @@ inline float add_term(float sum, float weight, const Payload& payload, const std
     if (!quantises(payload.format.codec)) return std::fma(weight, codes[index], sum);
     const float factor = weight * widen(payload.scales[index / payload.format.block]);
     return std::fma(factor, codes[index], sum);
+}
+
+// The order in which aggregate() adds terms.
+inline bool comes_before(const Payload& a, float a_weight, const Payload& b, float b_weight) {
+    const auto key = [](const Payload& payload, float weight) {
+        return std::tuple(payload.format.codec, payload.format.block, bits_of(weight));
+    };
+    if (key(a, a_weight) != key(b, b_weight)) return key(a, a_weight) < key(b, b_weight);
+    const auto bytes = [](std::span<const bfloat16> scales) {
+        std::vector<std::uint8_t> bytes;
+        for (const bfloat16 scale : scales) {
+            bytes.push_back(static_cast<std::uint8_t>(static_cast<std::uint16_t>(scale)));
+            bytes.push_back(static_cast<std::uint8_t>(static_cast<std::uint16_t>(scale) >> 8));
+        }
+        return bytes;
+    };
+    const auto a_scales = bytes(a.scales), b_scales = bytes(b.scales);
+    if (a_scales != b_scales) return a_scales < b_scales;
+    return std::lexicographical_compare(a.codes.begin(), a.codes.end(), b.codes.begin(), b.codes.end());
 }
 
 }  // namespace fgrpo::fuzz

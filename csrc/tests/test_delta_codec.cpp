@@ -81,6 +81,10 @@ void test_sizes() {
         CHECK(contains(message_of<std::invalid_argument>([&] { code_bytes({Codec::int8, block}, 1); }),
                        "block"));
     }
+    for (const std::size_t size : {std::size_t{1} << 59, std::size_t{1} << 60, SIZE_MAX / 8}) {
+        CHECK(code_bytes({Codec::none, 64}, size) == 4 * size &&
+              code_bytes({Codec::bf16, 64}, size) == 2 * size);
+    }
     const std::size_t huge = std::numeric_limits<std::size_t>::max();
     CHECK(
         contains(message_of<std::invalid_argument>([&] { code_bytes({Codec::int8, 64}, huge); }), "memory"));
@@ -176,6 +180,24 @@ void test_any_order_gives_the_same_sum() {
     }
 }
 
+// Whatever encode() writes passes check(), for values up to the largest that it takes.
+void test_largest_values() {
+    std::vector<float> delta = gaussian(1000, 30), out(1000);
+    for (float& value : delta) value *= 0x1p124f;
+    delta[100] = 0x1p127f;
+    delta[500] = -0x1p127f;
+    for (const Codec codec : kCodecs) {
+        for (const Scaling scaling : {Scaling::absmax, Scaling::mse}) {
+            Owned owned({codec, 32}, delta.size());
+            encode(std::span(delta), std::nullopt, {}, owned.format, Rounding::nearest, 0, owned.codes,
+                   owned.scales, 0, scaling);
+            check(owned.payload());
+            decode(owned.payload(), out);
+            for (const float value : out) CHECK(std::isfinite(value));
+        }
+    }
+}
+
 void test_what_cannot_be_encoded() {
     const std::vector<float> base(100000, 1.0f), start = gaussian(100000, 5);
     for (const float bad : {NAN, INFINITY, -INFINITY, 3e38f}) {
@@ -266,8 +288,9 @@ int main() {
     test_round_trip_with_feedback();
     test_same_bits_everywhere();
     test_any_order_gives_the_same_sum();
+    test_largest_values();
     test_what_cannot_be_encoded();
     test_wrong_arguments();
     test_check_names_the_fault();
-    std::puts("7 passed, 0 failed");
+    std::puts("8 passed, 0 failed");
 }
