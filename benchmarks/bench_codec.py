@@ -1,48 +1,81 @@
-"""The codec against what else a CPU offers: FBGEMM inside Torch, float32 addition, and a copy of memory.
+"""The codec against what else a CPU offers: FBGEMM inside Torch, Flower, piquant, float32 addition, a copy of memory.
 
-    PARAMETERS=33554432 THREADS=2 python -m pytest benchmarks/bench_codec.py
+    PARAMETERS=33554432 THREADS=2 python -m pytest benchmarks/bench_codec.py --benchmark-json codec.json
+    python benchmarks/plot_codec.py codec.json docs/codec.png
 
-Rates are payloads times parameters a second; all contenders run in one session on the same data, and ours write to
-memory already in use. A contender whose result is wrong fails instead of being timed.
+Rates are payloads times parameters a second; all contenders run in one session on the same data. A contender whose
+result is wrong fails instead of being timed; one that is not installed is skipped. "warm" writes to memory already in
+use, "cold" to new memory, as FBGEMM and the others always do. The share of the limit is the bytes that must be moved
+over the bandwidth of a copy that is timed just before.
 FBGEMM's way: one embedding row a block, one bag a block over the clients, per-sample weights.
 """
 
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from fgrpo_kernels.codec import aggregate, decode, encode
+from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, decode, encode
 
 CLIENTS = 8
 PARAMETERS = int(os.environ.get("PARAMETERS", 1 << 25))
 THREADS = int(os.environ.get("THREADS", 2))
 FBGEMM = {"int8": "byte", "int4": "4bit"}
-ERROR_BOUND = {"int8": 0.02, "int4": 0.16, "none": 1e-6}
+CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "bf16": 2.0, "none": 4.0}
+ERROR_BOUND = {"int8": 0.02, "int4": 0.16, "int2": 1.2, "bf16": 0.003, "none": 1e-6}
 
-Measure = Callable[[str, int, Callable[[], Any]], None]
+Measure = Callable[..., None]
+
+
+def bytes_a_value(codec: str, block: int) -> float:
+    return CODE_BYTES[codec] + (2 / block if codec.startswith("int") else 0)
 
 
 @pytest.fixture(scope="module")
-def rates(request: pytest.FixtureRequest) -> Iterator[dict[str, float]]:
-    """Gparam/s by contender, printed when all have run."""
+def lines(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, float | None]]]:
+    """(contender, Gparam/s, share of the limit), printed when all have run."""
     torch.set_num_threads(THREADS)
-    rates: dict[str, float] = {}
-    yield rates
+    lines: list[tuple[str, float, float | None]] = []
+    yield lines
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nGparam/s, {CLIENTS} clients, {PARAMETERS} parameters, {THREADS} threads, medians")
-        for name, rate in rates.items():
-            print(f"  {name:40s} {rate:8.2f}")
+        print(f"\nGparam/s, {PARAMETERS} parameters, {THREADS} threads unless it says otherwise, medians")
+        for name, rate, share in lines:
+            print(f"  {name:52s} {rate:8.2f}" + ("" if share is None else f"   {share:4.0%} of the copy's bandwidth"))
+
+
+@pytest.fixture(scope="module")
+def copy_bandwidth(deltas: list[torch.Tensor]) -> Callable[[], float]:
+    """Bytes a second, read and written, of a copy now: other users of the machine's memory come and go."""
+    out = torch.empty(PARAMETERS)
+
+    def measure_copy() -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            out.copy_(deltas[0])
+            times.append(time.perf_counter() - start)
+        return 8 * PARAMETERS / statistics.median(times)
+
+    return measure_copy
 
 
 @pytest.fixture
-def measure(benchmark: Any, rates: dict[str, float]) -> Measure:
-    def run_and_note(name: str, parameters: int, run: Callable[[], Any]) -> None:
+def measure(benchmark: Any, lines: Any, copy_bandwidth: Callable[[], float]) -> Measure:
+    """measure(name, values, run): `moved` bytes give the share of the limit, `note` goes to the JSON file."""
+
+    def run_and_note(name: str, values: int, run: Callable[[], Any], moved: float | None = None, **note: Any) -> None:
+        bandwidth = copy_bandwidth()
         benchmark.pedantic(run, rounds=9, warmup_rounds=2)
-        rates[name] = parameters / benchmark.stats.stats.median / 1e9
-        benchmark.extra_info["Gparam/s"] = rates[name]
+        median = benchmark.stats.stats.median
+        share = None if moved is None else moved / median / bandwidth
+        lines.append((name, values / median / 1e9, share))
+        benchmark.extra_info.update(
+            {"name": name, "Gparam/s": values / median / 1e9, "share": share, "copy bytes/s": bandwidth, **note}
+        )
 
     return run_and_note
 
@@ -74,14 +107,18 @@ def require_close(total: torch.Tensor, expected: torch.Tensor, codec: str) -> No
     assert float((total.view(-1) - expected).norm() / expected.norm()) < ERROR_BOUND[codec]
 
 
+@pytest.mark.parametrize("memory", ["warm", "cold"])
 @pytest.mark.parametrize("block", [64, 256])
-@pytest.mark.parametrize("codec", ["int8", "int4", "none"])
-def test_aggregate(measure: Measure, codec: str, block: int, deltas: Any, weights: Any, expected: Any) -> None:
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_aggregate(
+    measure: Measure, codec: str, block: int, memory: str, deltas: Any, weights: Any, expected: Any
+) -> None:
     encodeds = [encode(delta, codec=codec, block=block) for delta in deltas]
-    out = torch.empty(PARAMETERS)
-    require_close(aggregate(encodeds, weights, out, num_threads=THREADS), expected, codec)
+    out = torch.empty(PARAMETERS) if memory == "warm" else None
     run = lambda: aggregate(encodeds, weights, out, num_threads=THREADS)  # noqa: E731
-    measure(f"aggregate {codec}, block {block}", CLIENTS * PARAMETERS, run)
+    require_close(run(), expected, codec)
+    moved = PARAMETERS * (CLIENTS * bytes_a_value(codec, block) + 4)
+    measure(f"aggregate {codec}, block {block}, {memory}", CLIENTS * PARAMETERS, run, moved)
 
 
 @pytest.mark.parametrize("block", [64, 256])
@@ -99,33 +136,111 @@ def test_aggregate_fbgemm(measure: Measure, codec: str, block: int, deltas: Any,
     measure(f"FBGEMM bags {codec}, block {block}", CLIENTS * PARAMETERS, run)
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4", "bf16", "none"])
+def test_aggregate_with_stats_or_whole_values(
+    measure: Measure, codec: str, deltas: Any, weights: Any, expected: Any
+) -> None:
+    encodeds = [encode(delta, codec=codec) for delta in deltas]
+    out = torch.empty(PARAMETERS)
+    how = aggregate_with_stats if codec.startswith("int") else aggregate
+    run = lambda: how(encodeds, weights, out, num_threads=THREADS)  # noqa: E731
+    run()
+    require_close(out, expected, codec)
+    moved = PARAMETERS * (CLIENTS * bytes_a_value(codec, 64) + 4)
+    measure(f"{how.__name__} {codec}, block 64, warm", CLIENTS * PARAMETERS, run, moved)
+
+
 def test_aggregate_torch_float32(measure: Measure, deltas: Any, weights: Any) -> None:
     out = torch.empty(PARAMETERS)
     measure("torch float32 add_", CLIENTS * PARAMETERS, lambda: float32_mean(deltas, weights, out))
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_encode(measure: Measure, codec: str, rounding: str, deltas: Any) -> None:
-    run = lambda: encode(deltas[0], codec=codec, rounding=rounding, num_threads=THREADS)  # noqa: E731
+def test_aggregate_flower_float32(measure: Measure, deltas: Any, weights: Any, expected: Any) -> None:
+    pytest.importorskip("flwr", reason="Flower is not installed")
+    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+    records = [
+        RecordDict(
+            {"arrays": ArrayRecord({"delta": Array(delta.numpy())}), "metrics": MetricRecord({"weight": float(weight)})}
+        )
+        for delta, weight in zip(deltas, weights, strict=True)
+    ]
+    run = lambda: aggregate_arrayrecords(records, "weight")  # noqa: E731
+    require_close(torch.from_numpy(run()["delta"].numpy().copy()), expected, "none")
+    measure("Flower aggregate_arrayrecords, float32", CLIENTS * PARAMETERS, run)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_aggregate_by_clients(measure: Measure, codec: str, clients: int, deltas: Any) -> None:
+    """For the plot: at most 32 payloads of a quarter of the parameters."""
+    size = PARAMETERS // 4
+    first = [encode(delta[:size], codec=codec) for delta in deltas]
+    encodeds = [
+        Encoded(one.codes.clone(), one.scales.clone(), codec, 64, size)
+        for k in range(clients)
+        for one in [first[k % CLIENTS]]
+    ]
+    out, even = torch.empty(size), [1 / clients] * clients
+    run = lambda: aggregate(encodeds, even, out, num_threads=THREADS)  # noqa: E731
+    moved = size * (clients * bytes_a_value(codec, 64) + 4)
+    measure(f"aggregate {codec}, {clients} of {size}", clients * size, run, moved, codec=codec, clients=clients)
+
+
+ENCODINGS = {
+    "nearest": {},
+    "stochastic": {"rounding": "stochastic"},
+    "mse": {"scale": "mse"},
+}
+
+
+@pytest.mark.parametrize("memory", ["warm", "cold"])
+@pytest.mark.parametrize("how", ENCODINGS)
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_encode(measure: Measure, codec: str, how: str, memory: str, deltas: Any) -> None:
+    settings = {"codec": codec, **ENCODINGS[how]}
+    out = encode(deltas[0], **settings) if memory == "warm" else None
+    run = lambda: encode(deltas[0], out=out, num_threads=1, **settings)  # noqa: E731
     require_close(decode(run()), deltas[0], codec)
-    measure(f"encode {codec} {rounding}", PARAMETERS, run)
-
-
-@pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_encode_with_base_and_feedback(measure: Measure, codec: str, deltas: Any) -> None:
-    residual = torch.zeros(PARAMETERS)
-    run = lambda: encode(deltas[0], deltas[1], codec=codec, residual=residual, num_threads=THREADS)  # noqa: E731
-    require_close(decode(run()), deltas[0] - deltas[1], codec)
-    measure(f"encode {codec} nearest, base and residual", PARAMETERS, run)
+    measure(f"encode {codec} {how}, {memory}, 1 thread", PARAMETERS, run)
 
 
 @pytest.mark.parametrize("codec", FBGEMM)
 def test_encode_fbgemm(measure: Measure, codec: str, deltas: Any) -> None:
     prepack = getattr(torch.ops.quantized, f"embedding_bag_{FBGEMM[codec]}_prepack")
-    measure(f"FBGEMM row-wise quantise {codec}", PARAMETERS, lambda: prepack(deltas[0].view(-1, 64)))
+    torch.set_num_threads(1)
+    try:
+        measure(f"FBGEMM row-wise quantise {codec}, 1 thread", PARAMETERS, lambda: prepack(deltas[0].view(-1, 64)))
+    finally:
+        torch.set_num_threads(THREADS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "threads"), [("uint8", 1), ("quint4x2", 1), ("uint8", THREADS), ("quint4x2", THREADS)]
+)
+def test_encode_piquant_stochastic(measure: Measure, dtype: str, threads: int, deltas: Any) -> None:
+    piquant = pytest.importorskip("piquant", reason="piquant is not installed")
+    piquant_torch = pytest.importorskip("piquant.torch")
+    context, kind = piquant.Context(threads), getattr(torch, dtype)
+    scale, zero = piquant_torch.compute_quant_params(deltas[0], dtype=kind, ctx=context)
+    settings = {"scale": scale, "zero_point": zero, "dtype": kind, "round_mode": "stochastic", "ctx": context}
+    run = lambda: piquant_torch.quantize(deltas[0], **settings)  # noqa: E731
+    measure(f"piquant stochastic {dtype}, {threads} thread(s)", PARAMETERS, run)
+
+
+@pytest.mark.parametrize("how", ENCODINGS)
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_encode_with_base_and_feedback(measure: Measure, codec: str, how: str, deltas: Any) -> None:
+    """Reads three vectors of float32 and writes one, and the codes."""
+    settings = {"codec": codec, "residual": torch.zeros(PARAMETERS), **ENCODINGS[how]}
+    out = encode(deltas[0], deltas[1], **settings)
+    require_close(decode(out) + settings["residual"], deltas[0] - deltas[1], "none")
+    run = lambda: encode(deltas[0], deltas[1], out=out, num_threads=THREADS, **settings)  # noqa: E731
+    moved = PARAMETERS * (16 + bytes_a_value(codec, 64))
+    measure(f"encode {codec} {how}, base and residual, warm", PARAMETERS, run, moved)
 
 
 def test_copy(measure: Measure, deltas: Any) -> None:
     out = torch.empty(PARAMETERS)
-    measure("copy (8 bytes a parameter)", PARAMETERS, lambda: out.copy_(deltas[0]))
+    measure("copy (8 bytes a parameter)", PARAMETERS, lambda: out.copy_(deltas[0]), 8 * PARAMETERS)

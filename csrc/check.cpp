@@ -17,6 +17,13 @@ constexpr std::uint16_t kSmallestNormal = 0x0080;  // bfloat16 bits
 
 float value_of(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
 
+// Threads agree on the first fault.
+void lower(std::atomic<std::size_t>& fault, std::size_t index) {
+    std::size_t seen = fault.load();
+    while (index < seen && !fault.compare_exchange_weak(seen, index)) {
+    }
+}
+
 void check_scales(const Payload& payload) {
     const std::uint16_t largest = largest_scale(payload.format.codec);
     const auto wrong = [&](bfloat16 scale) {
@@ -48,6 +55,26 @@ void check_products(const Payload& payload) {
     }
 }
 
+// A scale is negative only so that the lowest code can stand for a positive value.
+void check_signs(const Payload& payload, int threads) {
+    const std::size_t block = payload.format.block;
+    const int lowest = -largest_code(payload.format.codec) - 1;
+    std::atomic<std::size_t> fault = SIZE_MAX;
+    parallel_for(payload.scales.size(), kGrain * kTileBlocks, threads,
+                 [&](std::size_t begin, std::size_t end) {
+                     for (std::size_t b = begin; b < end; ++b) {
+                         if (static_cast<std::uint16_t>(payload.scales[b]) < 0x8000u) continue;
+                         std::size_t i = b * block;
+                         while (i < (b + 1) * block && code_at(payload, i) != lowest) ++i;
+                         if (i == (b + 1) * block) return lower(fault, b);
+                     }
+                 });
+    if (fault == SIZE_MAX) return;
+    throw std::invalid_argument(
+        "check_codes: scale " + std::to_string(fault) + " is " + text(value_of(payload.scales[fault])) +
+        "; a scale is negative only in a block with the code " + std::to_string(lowest));
+}
+
 void check_padding(const Payload& payload) {
     const std::size_t end = blocks_of(payload.format, payload.size) * payload.format.block;
     for (std::size_t i = payload.size; i < end; ++i) {
@@ -77,10 +104,7 @@ void check_values(const Payload& payload, int threads) {
     parallel_for(tiles, kGrain, threads, [&](std::size_t begin, std::size_t end) {
         for (std::size_t i = begin * kTile; i < std::min(end * kTile, payload.size); ++i) {
             if (magnitude_at(payload, i) <= kLargestMagnitude) continue;
-            std::size_t seen = fault.load();
-            while (i < seen && !fault.compare_exchange_weak(seen, i)) {
-            }
-            return;
+            return lower(fault, i);
         }
     });
     if (fault == SIZE_MAX) return;
@@ -95,6 +119,7 @@ void check(const Payload& payload, int threads) {
     if (has_scales(payload.format.codec)) {
         check_scales(payload);
         check_products(payload);
+        check_signs(payload, threads);
         check_padding(payload);
     } else {
         check_values(payload, threads);

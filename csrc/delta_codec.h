@@ -13,8 +13,8 @@
 //
 // Codes are two's complement. The last block is padded with codes of 0. A scale is a bfloat16; where it would
 // be subnormal (magnitudes below 1.5e-36 for int8), it and the block's codes are 0. So values from 1e-30 to
-// 1e30 keep the same relative error. A negative scale means that the lowest code, which has no positive
-// counterpart, stands for a positive value.
+// 1e30 keep the same relative error. A scale is negative where the lowest code, which has no positive
+// counterpart, is to stand for a positive value, and nowhere else.
 //
 // Memory. Callers own every span; nothing is kept after a call. Outputs must have exactly the size named here
 // and may not overlap the inputs. Spans of float and bfloat16 must be aligned to their type. No function
@@ -113,9 +113,9 @@ struct ClientStats {
 void aggregate_with_stats(std::span<const Payload> payloads, std::span<const float> weights,
                           std::span<float> out, std::span<ClientStats> stats, int threads = 0);
 
-// Throws std::invalid_argument, naming the first fault, unless scales are finite, not -0 and not subnormal,
-// values of bf16 and none at most 2^127 in magnitude, others below 2^128, and padding is 0. Whatever encode()
-// writes passes, and whatever passes decodes to finite values.
+// Throws std::invalid_argument, naming the first fault, unless scales are finite, not -0, not subnormal and
+// negative only in blocks with the lowest code, values of bf16 and none at most 2^127 in magnitude, others
+// below 2^128, and padding is 0. Whatever encode() writes passes, and whatever passes decodes to finite values.
 void check(const Payload& payload, int threads = 0);
 
 // The instruction sets compiled in that this machine can run, worst first; and which one calls use. The best

@@ -30,6 +30,13 @@ inline constexpr float kPeakCodes<4>[kCandidates] = {8, 8.5f, 9, 7.5f, 10, 11};
 template <>
 inline constexpr float kPeakCodes<2>[kCandidates] = {2.5f, 3, 2, 3.5f, 4.5f, 6};
 
+template <int bits>
+constexpr float largest_peak_code() {
+    float largest = 0;
+    for (const float code : kPeakCodes<bits>) largest = code > largest ? code : largest;
+    return largest;
+}
+
 // Sixteen partial sums, added in pairs: the same order for every width of vectors.
 inline constexpr size_t kParts = 16 / kLanes;
 inline float total(const Vector<float, kLanes> (&parts)[kParts]) {
@@ -68,7 +75,8 @@ template <int bits>
 bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
     using Floats = Vector<float, kLanes>;
     const float magnitude = float_of(peak);
-    if (magnitude / kPeakCodes<bits>[kCandidates - 1] < kSmallestScale) return bfloat16{0};
+    constexpr float most = largest_peak_code<bits>();  // makes the smallest of the scales
+    if (magnitude / most < kSmallestScale) return bfloat16{0};
     // The largest value goes to the lowest code, which lies one further from 0 than the highest.
     const uint32_t sign = any_equals(delta, block, magnitude) ? 0x8000u : 0;
 
@@ -105,7 +113,10 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
             best = j;
         }
     }
-    return scales[best];
+    // Where no value takes the lowest code the sign says nothing, and check() refuses it.
+    const float peak_code = (magnitude * inverses[best] + 0x1.8p23f) - 0x1.8p23f;
+    const bool says_nothing = sign != 0 && peak_code > -static_cast<float>(kLargestCode<bits>) - 1.0f;
+    return says_nothing ? static_cast<bfloat16>(static_cast<uint32_t>(scales[best]) & 0x7fffu) : scales[best];
 }
 
 template <int bits>

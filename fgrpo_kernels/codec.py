@@ -340,7 +340,7 @@ def _require_writable(where: str, tensor: object) -> Tensor:
 def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device: torch.device) -> Encoded:
     """`out` if it has this format and size and is on the device, or a new payload that does."""
     if out is None:
-        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8, device=device)
+        codes = _new(_C.code_bytes(codec, block, size), torch.uint8, device)
         scales = torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16, device=device)
         return Encoded(codes, scales, codec, block, size)
     if not isinstance(out, Encoded):
@@ -355,11 +355,18 @@ def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device
     return out
 
 
+def _new(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.empty(size, dtype=dtype, device=device)
+    if tensor.nbytes >= _LARGE and device.type == "cpu":
+        _C.prefer_large_pages(_view(tensor))
+    return tensor
+
+
 def _output(function: str, out: Tensor | None, size: int, device: torch.device | None = None) -> Tensor:
     """`out` if it fits, or a new tensor; `device` None is the CPU."""
     device = device or torch.device("cpu")
     if out is None:
-        return torch.empty(size, dtype=torch.float32, device=device)
+        return _new(size, torch.float32, device)
     if not isinstance(out, Tensor):
         raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
     out = _require_writable(f"{function}: out", out)
@@ -372,6 +379,7 @@ def _output(function: str, out: Tensor | None, size: int, device: torch.device |
 
 # Formats of the buffer protocol.
 _FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
+_LARGE = 1 << 22  # bytes; two of the usual large pages
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)

@@ -44,6 +44,12 @@ void tame(Owned& owned) {
         owned.codes[i / block * bytes + i % bytes] &=
             static_cast<std::uint8_t>(~(((1u << bits) - 1) << shift));
     }
+    const std::vector<float> codes = unpacked(owned.payload());
+    for (std::size_t b = 0; b < owned.scales.size(); ++b) {
+        if (has_lowest_code(codes, b, owned.format)) continue;
+        owned.scales[b] =
+            bfloat16{static_cast<std::uint16_t>(static_cast<std::uint16_t>(owned.scales[b]) & 0x7fff)};
+    }
 }
 
 Owned payload_from(Input& input, std::size_t size) {

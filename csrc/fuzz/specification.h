@@ -82,12 +82,22 @@ inline bool well_formed(bfloat16 scale, Codec codec) {
     return codec == Codec::int2 ? magnitude <= 0x1p127 : magnitude * (largest_code_of(codec) + 1) < 0x1p128;
 }
 
+// Whether block b has the code that a negative scale is for.
+inline bool has_lowest_code(const std::vector<float>& codes, std::size_t b, Format format) {
+    const auto first = codes.begin() + static_cast<std::ptrdiff_t>(b * format.block);
+    const auto lowest = static_cast<float>(-largest_code_of(format.codec) - 1);
+    return std::find(first, first + static_cast<std::ptrdiff_t>(format.block), lowest) !=
+           first + static_cast<std::ptrdiff_t>(format.block);
+}
+
 // Whether check() should let a payload pass; `codes` are its unpacked ones.
 inline bool well_formed(const Payload& payload, const std::vector<float>& codes) {
     const Codec codec = payload.format.codec;
     if (!quantises(codec)) return std::all_of(codes.begin(), codes.end(), encodable);
-    for (const bfloat16 scale : payload.scales) {
-        if (!well_formed(scale, codec)) return false;
+    for (std::size_t b = 0; b < payload.scales.size(); ++b) {
+        if (!well_formed(payload.scales[b], codec)) return false;
+        if (std::signbit(widen(payload.scales[b])) && !has_lowest_code(codes, b, payload.format))
+            return false;
     }
     for (std::size_t i = 0; i < payload.size; ++i) {
         if (!std::isfinite(codes[i] * widen(payload.scales[i / payload.format.block]))) return false;

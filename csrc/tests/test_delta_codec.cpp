@@ -180,21 +180,33 @@ void test_any_order_gives_the_same_sum() {
     }
 }
 
-// Whatever encode() writes passes check(), for values up to the largest that it takes.
-void test_largest_values() {
-    std::vector<float> delta = gaussian(1000, 30), out(1000);
+// Whatever encode() writes passes check(): where scales are the largest, and where they would be subnormal.
+void test_extreme_scales() {
+    const auto round_trip = [](const std::vector<float>& delta) {
+        for (const Codec codec : kCodecs) {
+            for (const Scaling scaling : {Scaling::absmax, Scaling::mse}) {
+                Owned owned({codec, 32}, delta.size());
+                encode(std::span(delta), std::nullopt, {}, owned.format, Rounding::nearest, 0, owned.codes,
+                       owned.scales, 0, scaling);
+                check(owned.payload());
+                std::vector<float> out(delta.size());
+                decode(owned.payload(), out);
+                for (const float value : out) CHECK(std::isfinite(value));
+            }
+        }
+    };
+    std::vector<float> delta = gaussian(1000, 30);
     for (float& value : delta) value *= 0x1p124f;
     delta[100] = 0x1p127f;
     delta[500] = -0x1p127f;
-    for (const Codec codec : kCodecs) {
-        for (const Scaling scaling : {Scaling::absmax, Scaling::mse}) {
-            Owned owned({codec, 32}, delta.size());
-            encode(std::span(delta), std::nullopt, {}, owned.format, Rounding::nearest, 0, owned.codes,
-                   owned.scales, 0, scaling);
-            check(owned.payload());
-            decode(owned.payload(), out);
-            for (const float value : out) CHECK(std::isfinite(value));
-        }
+    round_trip(delta);
+    for (int peak_code = 1; peak_code <= 130; ++peak_code) {
+        delta = gaussian(64, static_cast<unsigned>(peak_code));
+        for (float& value : delta) value *= 0x1p-122f;
+        const float peak = 0x1.01p-126f * static_cast<float>(peak_code);
+        for (float& value : delta) value = std::min(std::max(value, -peak), peak);
+        delta[3] = peak;
+        round_trip(delta);
     }
 }
 
@@ -288,7 +300,7 @@ int main() {
     test_round_trip_with_feedback();
     test_same_bits_everywhere();
     test_any_order_gives_the_same_sum();
-    test_largest_values();
+    test_extreme_scales();
     test_what_cannot_be_encoded();
     test_wrong_arguments();
     test_check_names_the_fault();

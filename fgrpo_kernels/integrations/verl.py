@@ -177,10 +177,12 @@ def _weights(
 @torch.no_grad()
 def _metrics(objective: Objective, tokens: Tokens) -> dict[str, Any]:
     """verl's names: shares of the masked tokens, and the mean of `old - new` in nats."""
-    count = tokens.mask_N.sum().clamp(min=1)
+    mask_N = tokens.mask_N
+    assert mask_N is not None, "every loss here gives its mask"
+    count = mask_N.sum().clamp(min=1)
 
     def mean(x_N: Tensor) -> float:
-        return (torch.where(tokens.mask_N, x_N.float(), 0.0).sum() / count).item()
+        return (torch.where(mask_N, x_N.float(), 0.0).sum() / count).item()
 
     low_N, high_N = objective.clipped(tokens)
     capped = 0.0

@@ -65,7 +65,10 @@ def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
             for candidate, inverse in zip(candidates, inverses, strict=True)
         ]
     best = np.argmin(np.stack(errors), axis=0)  # the first of equals
-    return np.where(zero, np.float32(0), np.stack(candidates)[best, np.arange(len(rows))])
+    scales, chosen = (np.stack(x)[best, np.arange(len(rows))] for x in (candidates, inverses))
+    with np.errstate(invalid="ignore"):
+        scales = np.where(np.rint(peaks * chosen) > -(2 ** (bits - 1)), np.abs(scales), scales)  # no use for the sign
+    return np.where(zero, np.float32(0), scales)
 
 
 def squared_error(rows: np.ndarray, inverse: np.ndarray, unit: np.ndarray, first: np.ndarray, bits: int) -> np.ndarray:

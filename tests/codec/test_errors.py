@@ -166,6 +166,13 @@ FORGED = [
     pytest.param(with_scale(payload(), 1, float("nan")), "scale 1 is nan", id="scale-nan"),
     pytest.param(with_scale(payload(), 1, float("inf")), "scale 1 is inf", id="scale-inf"),
     pytest.param(with_scale(payload(), 0, -3e38), "scale 0 is -3", id="scale-negative-overflows"),
+    pytest.param(
+        with_scale(payload("int8"), 1, -0.01),
+        "scale 1 is -0.01.*negative only in a block with the code -128",
+        id="scale-negative-int8",
+    ),
+    pytest.param(with_scale(payload("int4"), 1, -0.01), "scale 1 is -0.01.*with the code -8", id="scale-negative-int4"),
+    pytest.param(with_scale(payload("int2"), 0, -0.01), "scale 0 is -0.01.*with the code -2", id="scale-negative-int2"),
     pytest.param(with_scale(payload(), 0, -0.0), "scale 0 is -0", id="scale-negative-zero"),
     pytest.param(with_scale(payload(), 0, 3e38), "scale 0 is 3", id="scale-overflows"),
     pytest.param(

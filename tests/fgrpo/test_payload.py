@@ -77,13 +77,11 @@ def test_a_wrong_payload_is_named(payload, message):
 
 def test_hostile_values_are_named():
     good = encode(DELTA_P, codec="int4")
-    for scale in (float("nan"), float("inf"), float("-inf")):
+    for scale in (float("nan"), float("inf"), -float("inf"), 3e38, -0.0):
         scales = good.scales.clone()
         scales[3] = scale
         with pytest.raises(PayloadError, match="scale"):
             unpack(pack(replace(good, scales=scales), HEADER))
-    with pytest.raises(PayloadError):
-        unpack(pack(replace(good, codes=torch.full_like(good.codes, 0x88)), HEADER))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 B sequences   T completion tokens   V vocabulary   H hidden size
 """
 
-import inspect
-
 import pytest
 import torch
 
@@ -17,7 +15,6 @@ from peft import LoraConfig  # noqa: E402
 from tiny_grpo import make_trainer  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from fgrpo_kernels import linear_token_logprobs  # noqa: E402
 from fgrpo_kernels.integrations.trl import FusedGRPOTrainer, accelerate_trainer, restore_trainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's own
@@ -82,11 +79,8 @@ def loss_and_gradients(trainer, inputs):
     return loss.detach(), gradients, metrics
 
 
-CAPS = "logit_softcap" in inspect.signature(linear_token_logprobs).parameters
-
-
 @pytest.mark.parametrize("off_policy", [False, True], ids=["fused loss", "TRL's loss"])
-@pytest.mark.parametrize("name", [name for name in MODELS if CAPS or "capped" not in name])
+@pytest.mark.parametrize("name", MODELS)
 def test_models(name, off_policy, tmp_path):
     trainer, _ = make_trainer(tmp_path, model=tiny(name), temperature=0.8)
     inputs = make_inputs()
