@@ -108,24 +108,40 @@ struct How {
 };
 
 // That `scale` suits a block of this largest magnitude.
-void verify_scale(Codec codec, Scaling scaling, float scale, double peak) {
+void verify_scale_by_absmax(Codec codec, float scale, double peak) {
     const double ideal = peak / largest_code_of(codec);
+    VERIFY(!std::signbit(scale));
     if (scale == 0.0f) {
-        // Where a scale would be subnormal; mse decides by the smallest that it tries.
-        VERIFY(ideal < 0x1p-126 * (scaling == Scaling::mse ? 8 : 1 + 0x1p-20));
-        return;
+        VERIFY(ideal < 0x1p-126 * (1 + 0x1p-20));
+    } else {
+        VERIFY(scale >= ideal * (1 - 0x1p-20) && scale <= ideal * (1 + 0x1p-7) * (1 + 0x1p-20));
     }
-    VERIFY(std::abs(scale) >= 0x1p-126f);
-    if (scaling == Scaling::mse) return;
-    VERIFY(scale > 0);
-    VERIFY(scale >= ideal * (1 - 0x1p-20) && scale <= ideal * (1 + 0x1p-7) * (1 + 0x1p-20));
 }
 
-// The most that a value may be off in a codec without scales.
-double rounding_error(Codec codec, Rounding rounding, double value) {
-    if (codec == Codec::none) return 0;
-    const double step = std::max(std::abs(value) * 0x1p-7, 0x1p-133);
-    return rounding == Rounding::nearest ? step / 2 : step;
+// That no other candidate is better by more than float32 can tell.
+void verify_scale_by_mse(Codec codec, float scale, float peak, std::span<const float> delta) {
+    const std::span<const float> candidates = peak_codes(codec);
+    if (scale == 0.0f) {
+        VERIFY(peak / *std::max_element(candidates.begin(), candidates.end()) < 0x1p-126f);
+        return;
+    }
+    const bool upwards = std::find(delta.begin(), delta.end(), peak) != delta.end();
+    VERIFY(upwards || !std::signbit(scale));
+    const double error = squared_error(delta, scale, codec), unit = peak / candidates[0];
+    const double noise = 0x1p-20 * unit * unit * static_cast<double>(delta.size());
+    for (const float candidate : candidates) {
+        const double other = widen(nearest(peak / candidate)) * (upwards ? -1.0 : 1.0);
+        VERIFY(error <= squared_error(delta, other, codec) * (1 + 0x1p-8) + noise);
+    }
+}
+
+void verify_bf16(Rounding rounding, float delta, float value) {
+    if (rounding == Rounding::nearest) {
+        VERIFY(same(value, widen(nearest(delta))));
+    } else {
+        const bool exact = delta == widen(inner(delta));
+        VERIFY(same(value, widen(inner(delta))) || (!exact && same(value, widen(outer(delta)))));
+    }
 }
 
 // That a payload is what encode() should make of `delta`, and `residual`, where there is one, what is left.
@@ -138,25 +154,28 @@ void verify_encoded(const Payload& payload, How how, const std::vector<float>& d
     const Codec codec = payload.format.codec;
     if (!quantises(codec)) {
         for (std::size_t i = 0; i < delta.size(); ++i) {
-            VERIFY(std::abs(double{delta[i]} - out[i]) <= rounding_error(codec, how.rounding, delta[i]));
-            VERIFY(std::signbit(delta[i]) == std::signbit(out[i]));
+            if (codec == Codec::none) VERIFY(same(out[i], delta[i]));
+            if (codec == Codec::bf16) verify_bf16(how.rounding, delta[i], out[i]);
         }
         return;
     }
+    const std::vector<float> codes = unpacked(payload);
     const std::size_t block = payload.format.block;
     const double highest = largest_code_of(codec), lowest = -highest - (how.scaling == Scaling::mse);
     for (std::size_t first = 0; first < delta.size(); first += block) {
         const std::size_t end = std::min(first + block, delta.size());
-        const double scale = widen(payload.scales[first / block]);
-        double peak = 0;
-        for (std::size_t i = first; i < end; ++i) peak = std::max(peak, std::abs(double{delta[i]}));
-        verify_scale(codec, how.scaling, static_cast<float>(scale), peak);
+        const float scale = widen(payload.scales[first / block]);
+        float peak = 0;
+        for (std::size_t i = first; i < end; ++i) peak = std::max(peak, std::abs(delta[i]));
+        if (how.scaling == Scaling::absmax) verify_scale_by_absmax(codec, scale, peak);
+        if (how.scaling == Scaling::mse)
+            verify_scale_by_mse(codec, scale, peak, std::span(delta).subspan(first, end - first));
         for (std::size_t i = first; i < end; ++i) {
-            VERIFY(scale != 0 || out[i] == 0);
+            VERIFY(scale != 0 || codes[i] == 0);
             if (scale == 0) continue;
-            const double code = out[i] / scale, ideal = std::clamp(delta[i] / scale, lowest, highest);
-            VERIFY(code == std::round(code) && code >= lowest && code <= highest);
-            VERIFY(std::abs(code - ideal) <= (how.rounding == Rounding::nearest ? 0.5 : 1.0) + 0x1p-14);
+            const double ideal = std::clamp(double{delta[i]} / scale, lowest, highest);
+            VERIFY(codes[i] >= lowest);
+            VERIFY(std::abs(codes[i] - ideal) <= (how.rounding == Rounding::nearest ? 0.5 : 1.0) + 0x1p-14);
         }
     }
 }

@@ -104,8 +104,14 @@ struct Terms {
     std::vector<std::size_t> order;
 };
 
+bool equal(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+// For sums of terms whose magnitudes sum to `most`.
+bool close(double a, double b, double most) {
+    return std::isfinite(b) ? std::abs(a - b) <= 1e-12 * most : equal(a, b);
+}
+
 bool agree(const ClientStats& a, const ClientStats& b) {
-    const auto equal = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
     return equal(a.squared_norm, b.squared_norm) && equal(a.dot_with_mean, b.dot_with_mean);
 }
 
@@ -113,7 +119,8 @@ bool agree(const ClientStats& a, const ClientStats& b) {
 // number of threads.
 void try_stats(Input& input, const Terms& terms, std::span<float> out) {
     const std::size_t K = terms.payloads.size();
-    std::vector<ClientStats> stats(K), backwards(K);
+    std::vector<ClientStats> stats(K), backwards(K), too_many(K + 1);
+    VERIFY(refused([&] { aggregate_with_stats(terms.payloads, terms.weights, out, too_many); }));
     aggregate_with_stats(terms.payloads, terms.weights, out, stats, threads_from(input));
     for (std::size_t k = 0; k < K; ++k) {
         double squares = 0, dot = 0, magnitude = 0;
@@ -121,9 +128,8 @@ void try_stats(Input& input, const Terms& terms, std::span<float> out) {
             const double value = terms.value(k, i);
             squares += value * value, dot += value * out[i], magnitude += std::abs(value * out[i]);
         }
-        if (!std::isfinite(squares + magnitude)) continue;
-        VERIFY(std::abs(stats[k].squared_norm - squares) <= 1e-12 * squares);
-        VERIFY(std::abs(stats[k].dot_with_mean - dot) <= 1e-12 * magnitude);
+        VERIFY(close(stats[k].squared_norm, squares, squares));
+        VERIFY(close(stats[k].dot_with_mean, dot, magnitude));
     }
     const std::vector<Payload> payloads(terms.payloads.rbegin(), terms.payloads.rend());
     const std::vector<float> weights(terms.weights.rbegin(), terms.weights.rend());
@@ -167,7 +173,13 @@ void try_payloads(Input& input) {
     std::vector<Owned> owned;
     std::vector<std::vector<float>> codes;
     for (std::size_t k = 1 + input.up_to(2); k > 0; --k) {
-        owned.push_back(payload_from(input, size));
+        if (!owned.empty() && !owned.back().codes.empty() && input.up_to(3) == 3) {
+            owned.push_back(owned.back());  // but for one bit, as the order of terms must tell them apart
+            owned.back().codes.back() ^= 1;
+            owned.back().tamed = false;
+        } else {
+            owned.push_back(payload_from(input, size));
+        }
         const bool sound = lengths_are_right(owned.back());
         codes.push_back(sound ? unpacked(owned.back().payload()) : std::vector<float>());
         try_payload(input, owned.back(), codes.back(), sound);
@@ -181,7 +193,10 @@ void try_payloads(Input& input) {
         terms.order.push_back(terms.payloads.size());
         terms.payloads.push_back(owned[choice].payload());
         terms.codes.push_back(&codes[choice]);
-        terms.weights.push_back(input.flag() ? input.take<std::int8_t>() / 64.0f : input.take<float>());
+        const std::size_t kind = input.up_to(3);
+        if (kind == 0) terms.weights.push_back(input.take<float>());
+        if (kind == 1) terms.weights.push_back(input.take<std::int8_t>() / 64.0f);
+        if (kind > 1) terms.weights.push_back(0.1f);
         sound = sound && lengths_are_right(owned[choice]) && std::isfinite(terms.weights.back());
     }
     if (input.up_to(63) == 63) {

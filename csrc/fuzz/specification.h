@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -72,6 +73,38 @@ inline std::vector<float> unpacked(const Payload& payload) {
 }
 
 inline bool encodable(float value) { return std::abs(value) <= 0x1p127f; }  // false for NaN
+
+// The bfloat16 next to an encodable value on the side of 0, the one beyond, and the nearest, ties to even.
+inline bfloat16 inner(float value) { return bfloat16{static_cast<std::uint16_t>(bits_of(value) >> 16)}; }
+inline bfloat16 outer(float value) {
+    return bfloat16{static_cast<std::uint16_t>(static_cast<std::uint16_t>(inner(value)) + 1)};
+}
+inline bfloat16 nearest(float value) {
+    const double to_inner = std::abs(double{value} - widen(inner(value))),
+                 to_outer = std::abs(double{value} - widen(outer(value)));
+    if (to_inner != to_outer) return to_inner < to_outer ? inner(value) : outer(value);
+    return static_cast<std::uint16_t>(inner(value)) % 2 == 0 ? inner(value) : outer(value);
+}
+
+// What a block's largest value may become in units of a scale by mse.
+inline std::span<const float> peak_codes(Codec codec) {
+    static constexpr float k8[] = {128, 127, 126, 125, 124, 123}, k4[] = {8, 8.5f, 9, 7.5f, 10, 11},
+                           k2[] = {2.5f, 3, 2, 3.5f, 4.5f, 6};
+    if (codec == Codec::int8) return k8;
+    if (codec == Codec::int4) return k4;
+    return k2;
+}
+
+// What the nearest codes leave of a block.
+inline double squared_error(std::span<const float> delta, double scale, Codec codec) {
+    const double highest = largest_code_of(codec);
+    double sum = 0;
+    for (const float value : delta) {
+        const double error = value - scale * std::clamp(std::nearbyint(value / scale), -highest - 1, highest);
+        sum += error * error;
+    }
+    return sum;
+}
 
 // Whether a block may have the scale: 0, or a normal number of either sign with which every code fits float32;
 // int2 may have 2^127 too, for blocks without the code -2.

@@ -159,6 +159,7 @@ FAULTS = {
     # what the codec never writes
     "scale-nan": (forged("scales", 1, float("nan")), "scale 1 is nan"),
     "scale-inf": (forged("scales", 2, float("inf")), "scale 2 is inf"),
+    "scale-negative": (forged("scales", 0, -1.0), "scale 0 is -1.*only in a block with the code -8"),
     "scale-minus-inf": (forged("scales", 0, float("-inf")), "scale 0 is -inf"),
     "scale-minus-0": (forged("scales", 0, -0.0), "scale 0 is -0"),
     "scale-subnormal": (forged("scales", 0, 1e-39), "subnormal"),
