@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, decode, encode
+from fgrpo_kernels.codec import aggregate, aggregate_with_stats, decode, encode
 
 CLIENTS = 8
 PARAMETERS = int(os.environ.get("PARAMETERS", 1 << 25))
@@ -176,12 +176,7 @@ def test_aggregate_flower_float32(measure: Measure, deltas: Any, weights: Any, e
 def test_aggregate_by_clients(measure: Measure, codec: str, clients: int, deltas: Any) -> None:
     """For the plot: at most 32 payloads of a quarter of the parameters."""
     size = PARAMETERS // 4
-    first = [encode(delta[:size], codec=codec) for delta in deltas]
-    encodeds = [
-        Encoded(one.codes.clone(), one.scales.clone(), codec, 64, size)
-        for k in range(clients)
-        for one in [first[k % CLIENTS]]
-    ]
+    encodeds = [encode(deltas[k % CLIENTS][:size], codec=codec, rounding="stochastic", seed=k) for k in range(clients)]
     out, even = torch.empty(size), [1 / clients] * clients
     run = lambda: aggregate(encodeds, even, out, num_threads=THREADS)  # noqa: E731
     moved = size * (clients * bytes_a_value(codec, 64) + 4)

@@ -22,20 +22,23 @@ inline Floats fused_multiply_add(Floats factor, Floats code, Floats sum) {
 }
 
 // The codes in one slot of some bytes.
-template <int bits>
-inline typename Group<bits>::Floats codes_in(typename Group<bits>::Ints bytes, int slot) {
+template <int bits, size_t lanes>
+inline Vector<float, lanes> codes_in(Vector<int, lanes> bytes, int slot) {
 #if defined(__AVX512F__)
+    // A table of all codes, looked up by the low bits of a lane, is faster than shifts and a conversion.
     if constexpr (bits == 4) {
-        // A table of all sixteen, looked up by the low four bits of a lane, is faster than shifts and a
-        // conversion.
         const __m512 codes = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
         return _mm512_permutexvar_ps((__m512i)(bytes >> (4 * slot)), codes);
+    }
+    if constexpr (bits == 2 && lanes == 16) {
+        const __m512 codes = {0, 1, -2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1, -2, -1};
+        return _mm512_permutexvar_ps((__m512i)(bytes >> (2 * slot)), codes);
     }
 #endif
     // The highest slot's code already has its sign.
     const bool highest = slot == 8 / bits - 1;
     const auto code = highest ? bytes >> (8 - bits) : bytes << (32 - bits - slot * bits) >> (32 - bits);
-    return __builtin_convertvector(code, typename Group<bits>::Floats);
+    return __builtin_convertvector(code, Vector<float, lanes>);
 }
 
 // Sums that stay in registers while the terms are added: half of the registers there are.
@@ -50,7 +53,7 @@ inline constexpr size_t kSums = 8;
 template <int bits, size_t block, size_t groups>
 inline void accumulate_groups(const Term* terms, size_t count, const float (*factors)[kTileBlocks],
                               size_t first, float* __restrict sum) {
-    using G = Group<bits>;
+    using G = Group<bits, block>;
     constexpr size_t bytes = block / G::slots, groups_a_block = bytes / G::lanes;
     // Where in the tile a group's codes of one slot go.
     const auto place = [&](size_t group, size_t slot) {
@@ -78,8 +81,8 @@ inline void accumulate_groups(const Term* terms, size_t count, const float (*fac
 #pragma GCC unroll 4
             for (size_t slot = 0; slot < G::slots; ++slot) {
                 auto& total = sums[group * G::slots + slot];
-                total = fused_multiply_add(factors_of_block, codes_in<bits>(packed, static_cast<int>(slot)),
-                                           total);
+                total = fused_multiply_add(factors_of_block,
+                                           codes_in<bits, G::lanes>(packed, static_cast<int>(slot)), total);
             }
         }
     }
@@ -89,7 +92,7 @@ inline void accumulate_groups(const Term* terms, size_t count, const float (*fac
 
 template <int bits, size_t block>
 void accumulate_blocks(const Term* terms, size_t count, size_t N, float* sum) {
-    using G = Group<bits>;
+    using G = Group<bits, block>;
     constexpr size_t groups_a_block = block / G::slots / G::lanes;
     const size_t blocks = (N + block - 1) / block;
     float factors[kTerms][kTileBlocks];

@@ -27,7 +27,7 @@ struct Weighted {
 
 template <typename T>
 int compare_bytes(std::span<const T> a, std::span<const T> b) {
-    return a.empty() ? 0 : std::memcmp(a.data(), b.data(), a.size_bytes());
+    return a.empty() || a.data() == b.data() ? 0 : std::memcmp(a.data(), b.data(), a.size_bytes());
 }
 
 // The order of summation, see aggregate(). Terms that compare equal are equal. Formats come first, so that

@@ -79,8 +79,7 @@ std::size_t scale_count(Format format, std::size_t size);
 
 // Quantises delta = updated - base + residual in one pass over memory. `base` is optional. An empty
 // `residual` means none; otherwise it has updated's size and on return holds delta - decoded, to be passed to
-// the next call (error feedback). Because that overwrites an input, a call with a residual first reads its
-// inputs once to find values that cannot be encoded.
+// the next call (error feedback); a first reading then finds values that cannot be encoded.
 //
 // Scaling. absmax: the block's largest magnitude over the largest code, rounded up; codes are then symmetric.
 // mse: of a few smaller and larger scales (docs/codec.md), the one with the least squared error.
@@ -104,8 +103,7 @@ void decode(const Payload& payload, std::span<float> out, int threads = 0);
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads = 0);
 
-// As aggregate(), and stats[k] about payload k of the list, in float64; again the same bits for any order and
-// thread count.
+// As aggregate(), and stats[k] about payload k of the list, in float64; the same bits for any order, too.
 struct ClientStats {
     double squared_norm;   // of the decoded delta
     double dot_with_mean;  // of the decoded delta and `out`

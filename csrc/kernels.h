@@ -44,8 +44,7 @@ struct Kernels {
     // peaks[b] = the largest |delta| in block b, as float32 bits.
     void (*peaks)(const float* delta, std::size_t block, std::size_t blocks, std::uint32_t* peaks);
 
-    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 4.
-    // May write up to the next multiple of 32.
+    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 32.
     void (*uniform)(std::uint64_t seed, std::uint64_t first, std::size_t N, float* uniform);
 
     // The scale of each block by one of the two rules of delta_codec.h. [Scaling][codec]

@@ -86,11 +86,11 @@ inline void store_bytes(uint8_t* to, Vector<int, lanes> wide) {
 
 // The vectors that codes of `bits` bits are read and written with: `lanes` bytes at a time, which hold as
 // many values for each slot. A block of int2 may have no more than 8 bytes.
-template <int bits>
+template <int bits, size_t block = kSmallestBlock>
 struct Group {
     static constexpr size_t slots = 8 / bits;  // codes in a byte
-    static constexpr size_t smallest = kSmallestBlock / slots;
-    static constexpr size_t lanes = kLanes < smallest ? kLanes : smallest;
+    static constexpr size_t bytes = block / slots;
+    static constexpr size_t lanes = kLanes < bytes ? kLanes : bytes;
     using Floats = Vector<float, lanes>;
     using Ints = Vector<int, lanes>;
 };
