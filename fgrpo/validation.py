@@ -55,7 +55,8 @@ def sort_replies(
 def _check_report(report: Report, client: str, round_number: int) -> None:
     if (report.client, report.round) != (client, round_number):
         raise PayloadError(
-            f"report: of client {report.client!r}, round {report.round}, expected {client!r}, round {round_number}"
+            f"report: of client {_shown(report.client)}, round {_shown(report.round)}, "
+            f"expected {_shown(client)}, round {round_number}"
         )
     # A report from another machine may hold anything: what the aggregation rules and the logs compute with must be
     # numbers, and numbers that a float can hold.
