@@ -14,7 +14,6 @@ wherever a tensor does. Where `num_threads` is None, every core that the process
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,7 +23,15 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.dispatch import DEVICES, HAS_TRITON
+from fgrpo_kernels.buffers import (
+    buffer_of,
+    new_tensor,
+    output_tensor,
+    require_flat,
+    require_int,
+    require_writable,
+    thread_count,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,14 +75,14 @@ class Encoded:
 
     def __post_init__(self) -> None:
         _require_format("Encoded", self.codec, self.block)
-        if _require_int("Encoded: size", self.size) < 0:
+        if require_int("Encoded: size", self.size) < 0:
             raise ValueError(f"Encoded: size must not be negative, got {self.size}")
         expected = {
             "codes": (torch.uint8, _C.code_bytes(self.codec, self.block, self.size)),
             "scales": (torch.bfloat16, _C.scale_count(self.codec, self.block, self.size)),
         }
         for name, (dtype, length) in expected.items():
-            tensor = _require_flat(f"Encoded: {name}", getattr(self, name), dtype)
+            tensor = require_flat(f"Encoded: {name}", getattr(self, name), dtype)
             if tensor.numel() != length:
                 raise ValueError(
                     f"Encoded: {name} has {tensor.numel()} elements, but {self.size} parameters in {self.codec} with "
@@ -144,17 +151,17 @@ def encode(
     Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, and for wrong sizes or names;
     TypeError for wrong types, dtypes or devices. `residual` is then unchanged.
     """
-    new = _require_flat("encode: new", new, torch.float32, torch.bfloat16)
+    new = require_flat("encode: new", new, torch.float32, torch.bfloat16)
     if base is not None:
-        base = _require_flat("encode: base", base, torch.float32, torch.bfloat16)
+        base = require_flat("encode: base", base, torch.float32, torch.bfloat16)
     if residual is not None:
-        residual = _require_writable("encode: residual", residual)
+        residual = require_writable("encode: residual", residual)
     _require_format("encode", codec, block)
     if rounding not in ROUNDINGS:
         raise ValueError(f"encode: rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if scale not in SCALES:
         raise ValueError(f"encode: scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    if not 0 <= _require_int("encode: seed", seed) < 2**64:
+    if not 0 <= require_int("encode: seed", seed) < 2**64:
         raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
     for name, operand in {"base": base, "residual": residual}.items():
         if operand is not None and operand.device != new.device:
@@ -165,17 +172,17 @@ def encode(
         _kernels().encode(new, base, residual, codec, block, rounding, seed, scale, (out.codes, out.scales))
         return out
     _C.encode(
-        _view(new),
-        None if base is None else _view(base),
-        None if residual is None else _view(residual),
+        buffer_of(new),
+        None if base is None else buffer_of(base),
+        None if residual is None else buffer_of(residual),
         codec,
         block,
         rounding,
         seed,
         scale,
-        _view(out.codes),
-        _view(out.scales),
-        _threads("encode", num_threads),
+        buffer_of(out.codes),
+        buffer_of(out.scales),
+        thread_count("encode", num_threads),
     )
     return out
 
@@ -186,13 +193,13 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
     """
     _require_encoded("decode: the payload", encoded)
-    out = _output("decode", out, encoded.size, encoded.device)
+    out = output_tensor("decode", out, encoded.size, encoded.device)
     if _on_gpu(encoded.codes):
         _refuse_threads("decode", num_threads)
         _kernels().decode(encoded.codes, encoded.scales, encoded.codec, encoded.block, out)
         return out
-    fields = _fields("decode: the payload", encoded)
-    _C.decode(*fields, _view(out), _threads("decode", num_threads))
+    fields = payload_fields("decode: the payload", encoded)
+    _C.decode(*fields, buffer_of(out), thread_count("decode", num_threads))
     return out
 
 
@@ -242,10 +249,10 @@ def _aggregate(
     if len(encodeds) == 0:
         raise ValueError("aggregate: no payloads; did every client fail?")
     weight_list = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
-    payloads = [_fields(f"aggregate: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    out = _output("aggregate", out, encodeds[0].size)
-    stats_view = None if stats is None else _view(stats)
-    _C.aggregate(payloads, weight_list, _view(out), stats_view, _threads("aggregate", num_threads))
+    payloads = [payload_fields(f"aggregate: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
+    out = output_tensor("aggregate", out, encodeds[0].size)
+    stats_view = None if stats is None else buffer_of(stats)
+    _C.aggregate(payloads, weight_list, buffer_of(out), stats_view, thread_count("aggregate", num_threads))
     return out
 
 
@@ -255,14 +262,14 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
     For payloads from outside: scales finite, not -0, and not so large that a value overflows float32; values of "bf16"
     and "none" at most 2**127. Any code is a valid one, so quantised payloads take no longer than their scales.
     """
-    _C.check(*_fields("check_codes: the payload", encoded), _threads("check_codes", num_threads))
+    _C.check(*payload_fields("check_codes: the payload", encoded), thread_count("check_codes", num_threads))
 
 
-def _fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+def payload_fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
     _require_encoded(where, encoded)
     if encoded.device.type != "cpu":
         raise TypeError(f"{where} must be on the CPU, got {encoded.device}; call .cpu() first")
-    return _view(encoded.codes), _view(encoded.scales), encoded.codec, encoded.block, encoded.size
+    return buffer_of(encoded.codes), buffer_of(encoded.scales), encoded.codec, encoded.block, encoded.size
 
 
 def _require_encoded(where: str, encoded: object) -> None:
@@ -287,60 +294,18 @@ def _refuse_threads(function: str, num_threads: int | None) -> None:
         raise ValueError(f"{function}: num_threads is for tensors on the CPU, got {num_threads} and tensors on a GPU")
 
 
-def _threads(function: str, num_threads: int | None) -> int:
-    """The core's count, where 0 means every core."""
-    if num_threads is None:
-        return 0
-    if _require_int(f"{function}: num_threads", num_threads) < 1:
-        raise ValueError(f"{function}: num_threads must be at least 1, or None for every core, got {num_threads}")
-    return num_threads
-
-
-def _require_int(where: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{where} must be an int, got {value!r}")
-    return value
-
-
 def _require_format(where: str, codec: object, block: object) -> None:
     if codec not in CODECS:
         raise ValueError(f"{where}: codec must be one of {', '.join(CODECS)}, got {codec!r}")
-    size = _require_int(f"{where}: block", block)
+    size = require_int(f"{where}: block", block)
     if not 32 <= size <= 1024 or size & (size - 1):
         raise ValueError(f"{where}: block must be a power of two from 32 to 1024, got {size}")
-
-
-def _require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
-    """`tensor` itself, or the tensor that shares a NumPy array's memory, if it has the layout that the codec reads."""
-    if not isinstance(tensor, Tensor):
-        if not hasattr(tensor, "__array_interface__"):
-            raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
-        tensor = torch.from_numpy(tensor)
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{where} must be {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
-    if tensor.device.type != "cpu" and not (HAS_TRITON and tensor.device.type in DEVICES):
-        raise TypeError(
-            f"{where} must be on a GPU that Triton serves or on the CPU, got {tensor.device}; call .cpu() first"
-        )
-    if tensor.dim() != 1:
-        raise ValueError(f"{where} must be 1-D, got shape {tuple(tensor.shape)}; flatten it first")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{where} must be contiguous, got stride {tensor.stride(0)}; call .contiguous() first")
-    return tensor
-
-
-def _require_writable(where: str, tensor: object) -> Tensor:
-    flat = _require_flat(where, tensor, torch.float32)
-    if flat.requires_grad:
-        raise ValueError(f"{where} is written in place, so it must not require grad; call .detach() first")
-    return flat
 
 
 def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device: torch.device) -> Encoded:
     """`out` if it has this format and size and is on the device, or a new payload that does."""
     if out is None:
-        codes = _new(_C.code_bytes(codec, block, size), torch.uint8, device)
+        codes = new_tensor(_C.code_bytes(codec, block, size), torch.uint8, device)
         scales = torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16, device=device)
         return Encoded(codes, scales, codec, block, size)
     if not isinstance(out, Encoded):
@@ -353,43 +318,3 @@ def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device
     if out.device != device:
         raise ValueError(f"encode: out is on {out.device}, new on {device}; move one of them")
     return out
-
-
-def _new(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    tensor = torch.empty(size, dtype=dtype, device=device)
-    if tensor.nbytes >= _LARGE and device.type == "cpu":
-        _C.prefer_large_pages(_view(tensor))
-    return tensor
-
-
-def _output(function: str, out: Tensor | None, size: int, device: torch.device | None = None) -> Tensor:
-    """`out` if it fits, or a new tensor; `device` None is the CPU."""
-    device = device or torch.device("cpu")
-    if out is None:
-        return _new(size, torch.float32, device)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
-    out = _require_writable(f"{function}: out", out)
-    if out.numel() != size:
-        raise ValueError(f"{function}: out has {out.numel()} elements, expected {size}")
-    if out.device != device:
-        raise ValueError(f"{function}: out is on {out.device}, the payload on {device}; move one of them")
-    return out
-
-
-# Formats of the buffer protocol.
-_FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
-_LARGE = 1 << 22  # bytes; two of the usual large pages
-_WRITABLE = 0x200  # PyBUF_WRITE
-_memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
-    ("PyMemoryView_FromMemory", ctypes.pythonapi)
-)
-
-
-def _view(tensor: Tensor) -> memoryview:
-    """The tensor's memory as a typed buffer, without NumPy. Valid while the caller holds the tensor."""
-    form = _FORMATS[tensor.dtype]
-    if tensor.numel() == 0:
-        return memoryview(bytearray(8)).cast(form)[:0]  # type: ignore[call-overload, no-any-return, unused-ignore]
-    view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
-    return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]

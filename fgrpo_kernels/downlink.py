@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec import _require_flat, _threads, _view
+from fgrpo_kernels.buffers import buffer_of, require_on_cpu, thread_count
 
 __all__ = ["SparseUpdate", "apply_update", "encode_update"]
 
@@ -43,11 +43,13 @@ def encode_update(new: Tensor, base: Tensor, *, num_threads: int | None = None) 
     It takes at most 2 bytes a value and 0.02 % more, and 2 bytes for 16384 values of which none changed.
     Raises TypeError for a wrong type, dtype or device, ValueError for unequal sizes.
     """
-    new = _require_flat("encode_update: new", new, torch.bfloat16)
-    base = _require_flat("encode_update: base", base, torch.bfloat16)
+    new = require_on_cpu("encode_update: new", new, torch.bfloat16)
+    base = require_on_cpu("encode_update: base", base, torch.bfloat16)
     room = torch.empty(_C.update_bound(new.numel()), dtype=torch.uint8)  # memory that is not written costs nothing
-    length = _C.encode_update(_view(new), _view(base), _view(room), _threads("encode_update", num_threads))
-    return SparseUpdate(bytes(memoryview(_view(room)).cast("B")[:length]))
+    length = _C.encode_update(
+        buffer_of(new), buffer_of(base), buffer_of(room), thread_count("encode_update", num_threads)
+    )
+    return SparseUpdate(bytes(memoryview(buffer_of(room)).cast("B")[:length]))
 
 
 def apply_update(
@@ -64,11 +66,11 @@ def apply_update(
     """
     if not isinstance(update, SparseUpdate):
         raise TypeError(f"apply_update: update must be a SparseUpdate, got {type(update).__name__}")
-    base = _require_flat("apply_update: base", base, torch.bfloat16)
+    base = require_on_cpu("apply_update: base", base, torch.bfloat16)
     if out is None:
         out = torch.empty_like(base, requires_grad=False)
-    out = _require_flat("apply_update: out", out, torch.bfloat16)
+    out = require_on_cpu("apply_update: out", out, torch.bfloat16)
     if out.requires_grad:
         raise ValueError("apply_update: out is written in place, so it must not require grad; call .detach() first")
-    _C.apply_update(_view(base), update.data, _view(out), _threads("apply_update", num_threads))
+    _C.apply_update(buffer_of(base), update.data, buffer_of(out), thread_count("apply_update", num_threads))
     return out

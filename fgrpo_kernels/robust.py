@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec import Encoded, _fields, _output, _require_int, _threads, _view, aggregate
+from fgrpo_kernels.buffers import buffer_of, output_tensor, require_int, thread_count
+from fgrpo_kernels.codec import Encoded, aggregate, payload_fields
 
 __all__ = ["MOST_SORTED", "ClippedMean", "clipped_mean", "median", "norms", "trimmed_mean"]
 
@@ -46,8 +47,8 @@ def norms(encodeds: Sequence[Encoded], *, num_threads: int | None = None) -> tup
 
     Raises ValueError for no payloads, unequal sizes, or a value that is NaN or infinite, naming payload and index.
     """
-    payloads = [_fields(f"norms: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    return tuple(_C.norms(payloads, _threads("norms", num_threads)))
+    payloads = [payload_fields(f"norms: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
+    return tuple(_C.norms(payloads, thread_count("norms", num_threads)))
 
 
 def clipped_mean(
@@ -94,11 +95,11 @@ def trimmed_mean(
     Raises ValueError for no payloads or too many, unequal sizes, a `trim` that leaves nothing, or a value that is NaN
     or infinite, naming payload and index; after the last, `out` may hold anything.
     """
-    if _require_int("trimmed_mean: trim", trim) < 0:
+    if require_int("trimmed_mean: trim", trim) < 0:
         raise ValueError(f"trimmed_mean: trim must not be negative, got {trim}")
-    payloads = [_fields(f"trimmed_mean: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    out = _output("trimmed_mean", out, encodeds[0].size if payloads else 0)
-    _C.trimmed_mean(payloads, trim, _view(out), _threads("trimmed_mean", num_threads))
+    payloads = [payload_fields(f"trimmed_mean: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
+    out = output_tensor("trimmed_mean", out, encodeds[0].size if payloads else 0)
+    _C.trimmed_mean(payloads, trim, buffer_of(out), thread_count("trimmed_mean", num_threads))
     return out
 
 

@@ -120,21 +120,6 @@ def logits_gradient_(
     return logits_nV
 
 
-def rows_with_gradient(
-    stats: RowStats, grad_logp_n: Tensor | None, grad_entropy_n: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Indices of the rows whose incoming gradient is not 0, and both gradients with None for logp made 0.
-
-    The other rows' gradient is exactly 0, even where their logits are NaN.
-    """
-    if grad_logp_n is None:
-        grad_logp_n = torch.zeros_like(stats.logp_n)
-    kept_n = grad_logp_n != 0
-    if grad_entropy_n is not None:
-        kept_n = kept_n | (grad_entropy_n != 0)
-    return kept_n.nonzero().squeeze(1), grad_logp_n, grad_entropy_n
-
-
 def slices(num_rows: int, logits: Tensor) -> Iterator[slice]:
     """Consecutive slices over `num_rows` rows as wide as the logits', each small enough for a core's cache."""
     row_bytes = logits.shape[-1] * accumulation_dtype(logits.dtype).itemsize
