@@ -35,13 +35,15 @@ struct Inputs {
 
     std::size_t size() const { return size_of(updated); }
 
-    // Reads values [first, first + N) into `delta` and pads it with zeros to whole blocks.
-    void read(const Kernels& kernels, std::size_t first, std::size_t N, std::size_t padded,
-              float* delta) const {
-        const auto load = kernels.delta[updated.index()][base ? base->index() : 0];
-        load(address(updated, first), base ? address(*base, first) : nullptr,
-             residual.empty() ? nullptr : residual.data() + first, N, delta);
-        std::fill(delta + N, delta + padded, 0.0f);
+    Source from(std::size_t first) const {
+        return {address(updated, first), base ? address(*base, first) : nullptr,
+                residual.empty() ? nullptr : residual.data() + first};
+    }
+
+    // The entry of one of the kernels' tables for parameters of these types.
+    template <typename Table>
+    auto& in(const Table& table) const {
+        return table[updated.index()][base ? base->index() : 0];
     }
 
     [[noreturn]] void refuse(std::size_t index) const {
@@ -69,37 +71,23 @@ void lower(std::atomic<std::size_t>& lowest, std::size_t value) {
     }
 }
 
-std::size_t first_unencodable(const float* delta, std::size_t N) {
-    const float* found = std::find_if(delta, delta + N, [](float value) {
-        return (std::bit_cast<std::uint32_t>(value) & 0x7fffffffu) > kLargestMagnitude;
-    });
-    return static_cast<std::size_t>(found - delta);
-}
-
 enum class Direction { forwards, backwards };
 
-// Calls work(first, N, delta, peaks) from several threads for every tile but those with a value that cannot be
-// encoded; returns the index of the first such value, or kNowhere.
+// Calls largest = work(first, N) from several threads for every tile; returns the index of the first value that
+// cannot be encoded, or kNowhere, where no magnitude was larger than kLargestMagnitude.
 template <typename Work>
-std::size_t for_each_tile(const Inputs& inputs, std::size_t block, int threads, Direction direction,
-                          const Work& work) {
-    const Kernels& simd = kernels();
+std::size_t for_each_tile(const Inputs& inputs, int threads, Direction direction, const Work& work) {
     const std::size_t size = inputs.size();
     std::atomic<std::size_t> fault = kNowhere;
     parallel_for((size + kTile - 1) / kTile, kGrain, threads, [&](std::size_t begin, std::size_t end) {
-        alignas(64) float delta[kTile];
-        std::uint32_t peaks[kTileBlocks];
         for (std::size_t step = begin; step < end; ++step) {
             const std::size_t tile = direction == Direction::forwards ? step : begin + end - 1 - step;
             const std::size_t first = tile * kTile, N = std::min(kTile, size - first);
-            const std::size_t blocks = (N + block - 1) / block;
-            inputs.read(simd, first, N, blocks * block, delta);
-            simd.peaks(delta, block, blocks, peaks);
-            if (*std::max_element(peaks, peaks + blocks) > kLargestMagnitude) {
-                lower(fault, first + first_unencodable(delta, N));
-            } else {
-                work(first, N, delta, peaks);
-            }
+            if (work(first, N) <= kLargestMagnitude) continue;
+            const auto peak = inputs.in(kernels().peak);
+            std::size_t index = first;
+            while (index + 1 < first + N && peak(inputs.from(index), 1) <= kLargestMagnitude) ++index;
+            lower(fault, index);
         }
     });
     return fault;
@@ -154,36 +142,39 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
 
     // Backwards, so that what is read last is still in the caches when the second pass begins with it.
     if (!residual.empty()) {
+        const auto peak = inputs.in(simd.peak);
         const std::size_t fault =
-            for_each_tile(inputs, format.block, threads, Direction::backwards, [](auto...) {});
+            for_each_tile(inputs, threads, Direction::backwards,
+                          [&](std::size_t first, std::size_t N) { return peak(inputs.from(first), N); });
         if (fault != kNowhere) inputs.refuse(fault);
     }
 
-    const int codec = static_cast<int>(format.codec);
-    const auto encode_tile = [&](std::size_t first, std::size_t N, float* delta, const std::uint32_t* peaks) {
+    const auto quantise_tile = [&](std::size_t first, std::size_t N) {
+        return inputs.in(simd.quantise)[static_cast<int>(format.codec)](
+            inputs.from(first), N,
+            {format.block, scaling == Scaling::mse, stochastic, seed, first,
+             codes.data() + code_offset(format, first), scales.data() + first / format.block,
+             residual.empty() ? nullptr : residual.data() + first});
+    };
+    const auto round_tile = [&](std::size_t first, std::size_t N) {
+        alignas(64) float delta[kTile], uniform[kTile];
+        inputs.in(simd.delta)(inputs.from(first), N, delta);
+        const std::uint32_t largest = simd.peak[0][0]({delta, nullptr, nullptr}, N);
+        if (largest > kLargestMagnitude) return largest;
         std::uint8_t* tile_codes = codes.data() + code_offset(format, first);
-        float* tile_residual = residual.empty() ? nullptr : residual.data() + first;
+        float* error = residual.empty() ? nullptr : residual.data() + first;
         if (format.codec == Codec::none) {
             std::memcpy(tile_codes, delta, N * sizeof(float));
-            if (tile_residual) std::fill_n(tile_residual, N, 0.0f);
-            return;
+            if (error) std::fill_n(error, N, 0.0f);
+        } else {
+            if (stochastic) simd.uniform(seed, first, (N + 31) / 32 * 32, uniform);
+            simd.round_to_bfloat16(delta, stochastic ? uniform : nullptr, N, tile_codes, error);
         }
-        alignas(64) float uniform[kTile];
-        if (stochastic) simd.uniform(seed, first, blocks_of(format, N) * format.block, uniform);
-        const float* shifts = stochastic ? uniform : nullptr;
-        if (format.codec == Codec::bf16) {
-            simd.round_to_bfloat16(delta, shifts, N, tile_codes, tile_residual);
-            return;
-        }
-        const std::size_t blocks = blocks_of(format, N);
-        bfloat16* tile_scales = scales.data() + first / format.block;
-        simd.scale[static_cast<int>(scaling)][codec](delta, peaks, format.block, blocks, tile_scales);
-        // The padding of the last block has no residual.
-        float* error = tile_residual && N < blocks * format.block ? delta : tile_residual;
-        simd.quantise[codec](delta, tile_scales, shifts, format.block, blocks, tile_codes, error);
-        if (error != tile_residual) std::memcpy(tile_residual, delta, N * sizeof(float));
+        return largest;
     };
-    const std::size_t fault = for_each_tile(inputs, format.block, threads, Direction::forwards, encode_tile);
+    const std::size_t fault = has_scales(format.codec)
+                                  ? for_each_tile(inputs, threads, Direction::forwards, quantise_tile)
+                                  : for_each_tile(inputs, threads, Direction::forwards, round_tile);
     if (fault != kNowhere) inputs.refuse(fault);
 }
 

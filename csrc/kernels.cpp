@@ -6,10 +6,10 @@
 #include "kernels.h"
 
 #include "accumulate.h"
+#include "delta.h"
 #include "moments.h"
 #include "philox.h"
 #include "quantise.h"
-#include "scales.h"
 
 namespace fgrpo {
 
@@ -18,11 +18,12 @@ extern const Kernels FGRPO_SIMD;
 constinit const Kernels FGRPO_SIMD = {
     FGRPO_SIMD_NAME,
     {{delta<float, float>, delta<float, bfloat16>}, {delta<bfloat16, float>, delta<bfloat16, bfloat16>}},
-    peaks,
+    {{peak<float, float>, peak<float, bfloat16>}, {peak<bfloat16, float>, peak<bfloat16, bfloat16>}},
+    {{{quantise<float, float, 8>, quantise<float, float, 4>, quantise<float, float, 2>},
+      {quantise<float, bfloat16, 8>, quantise<float, bfloat16, 4>, quantise<float, bfloat16, 2>}},
+     {{quantise<bfloat16, float, 8>, quantise<bfloat16, float, 4>, quantise<bfloat16, float, 2>},
+      {quantise<bfloat16, bfloat16, 8>, quantise<bfloat16, bfloat16, 4>, quantise<bfloat16, bfloat16, 2>}}},
     uniform,
-    {{scale_by_absmax<8>, scale_by_absmax<4>, scale_by_absmax<2>},
-     {scale_by_mse<8>, scale_by_mse<4>, scale_by_mse<2>}},
-    {quantise<8>, quantise<4>, quantise<2>},
     round_to_bfloat16,
     {accumulate_codes<8>, accumulate_codes<4>, accumulate_codes<2>, accumulate_values<bfloat16>,
      accumulate_values<float>},

@@ -1,8 +1,7 @@
 // The inner loops, which work on one tile at a time: small enough to stay in the first-level cache.
 // kernels.cpp is compiled once per instruction set; simd.cpp picks one table when the program runs.
 //
-// Legend: N values of a tile, `blocks` whole blocks that cover them (N rounded up; callers pad with zeros).
-// Buffers named here have room for a whole tile.
+// Legend: N values of a tile. Buffers named here have room for a whole tile.
 #pragma once
 
 #include <cstddef>
@@ -32,31 +31,43 @@ struct Term {
 // The most terms that one call adds up.
 inline constexpr std::size_t kTerms = 8;
 
-// Tables with [codec] are indexed by Codec's value; those of three entries are for the codecs with scales.
+// A delta that is not in memory: delta[i] = (updated[i] - base[i]) + residual[i]; base and residual may be null.
+struct Source {
+    const void* updated;
+    const void* base;
+    const float* residual;
+};
+
+// How a tile is quantised, and where to.
+struct Quantised {
+    std::size_t block;
+    bool mse;         // which of the two rules of delta_codec.h gives the scales
+    bool stochastic;  // with Philox's numbers for `seed`, as below, from value `first` on
+    std::uint64_t seed, first;
+    std::uint8_t* codes;
+    bfloat16* scales;
+    float* error;  // delta - decoded, where not null; may be the source's residual
+};
+
+// [updated][base]: 0 float32, 1 bfloat16. Tables with [codec] are indexed by Codec's value; those of three entries
+// are for the codecs with scales. Magnitudes are float32 bits.
 struct Kernels {
     const char* name;
 
-    // delta[i] = (updated[i] - base[i]) + residual[i] for i < N; base and residual may be null.
-    // [updated: 0 float32, 1 bfloat16][base: 0 float32, 1 bfloat16]
-    void (*delta[2][2])(const void* updated, const void* base, const float* residual, std::size_t N,
-                        float* delta);
+    // delta[i] for i < N; and the largest magnitude among them.
+    void (*delta[2][2])(const Source& source, std::size_t N, float* delta);
+    std::uint32_t (*peak[2][2])(const Source& source, std::size_t N);
 
-    // peaks[b] = the largest |delta| in block b, as float32 bits.
-    void (*peaks)(const float* delta, std::size_t block, std::size_t blocks, std::uint32_t* peaks);
+    // Scales, codes and errors of the blocks of N values, the last padded with zeros. Returns the largest magnitude;
+    // ends early at a block with one beyond kLargestMagnitude. [updated][base][codec]
+    std::uint32_t (*quantise[2][2][3])(const Source& source, std::size_t N, const Quantised& to);
 
-    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 32.
+    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 32. May
+    // write on to the next multiple of 64.
     void (*uniform)(std::uint64_t seed, std::uint64_t first, std::size_t N, float* uniform);
 
-    // The scale of each block by one of the two rules of delta_codec.h. [Scaling][codec]
-    void (*scale[2][3])(const float* delta, const std::uint32_t* peaks, std::size_t block, std::size_t blocks,
-                        bfloat16* scales);
-
-    // Codes from delta; `uniform` null means nearest. Where `error` is not null, error[i] = delta[i] - code *
-    // scale (in place is fine). [codec]
-    void (*quantise[3])(const float* delta, const bfloat16* scales, const float* uniform, std::size_t block,
-                        std::size_t blocks, std::uint8_t* codes, float* error);
-
-    // The same for bf16, for i < N.
+    // What rounds to bfloat16, for i < N; `uniform` null means to nearest. Where `error` is not null, error[i] =
+    // delta[i] - decoded.
     void (*round_to_bfloat16)(const float* delta, const float* uniform, std::size_t N, std::uint8_t* codes,
                               float* error);
 

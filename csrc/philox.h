@@ -49,31 +49,42 @@ inline void store_in_turn(uint32_t* to, Longs a, Longs b) {
 #endif
 }
 
-// Philox4x32-10 for as many counters as there are 64-bit lanes. Upper halves hold rubbish until the end.
+// Philox4x32-10 for as many counters as there are 64-bit lanes in kSets vectors: the rounds of one counter wait for
+// each other, those of two sets do not. Upper halves hold rubbish until the end.
 void uniform(uint64_t seed, uint64_t first, size_t N, float* __restrict uniform) {
-    constexpr size_t counters = kLanes / 2;
+    constexpr size_t kSets = 2, counters = kLanes / 2, values = 4 * counters;
     Longs counter;
     for (size_t i = 0; i < counters; ++i) counter[i] = first / 4 + i;
-    for (size_t start = 0; start < N; start += 4 * counters) {
-        Longs c0 = counter, c1 = counter >> 32, c2 = {}, c3 = {};
+    for (size_t start = 0; start < N; start += kSets * values) {
+        Longs c0[kSets], c1[kSets], c2[kSets] = {}, c3[kSets] = {};
+        for (size_t set = 0; set < kSets; ++set) {
+            c0[set] = counter + set * counters;
+            c1[set] = c0[set] >> 32;
+        }
         uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
         for (int round = 0; round < 10; ++round) {
-            const Longs product0 = multiply_lower_halves(c0, Longs{} + 0xD2511F53u);
-            const Longs product1 = multiply_lower_halves(c2, Longs{} + 0xCD9E8D57u);
-            c0 = upper_halves(product1) ^ c1 ^ k0;
-            c1 = product1;
-            c2 = upper_halves(product0) ^ c3 ^ k1;
-            c3 = product0;
+#pragma GCC unroll 2
+            for (size_t set = 0; set < kSets; ++set) {
+                const Longs product0 = multiply_lower_halves(c0[set], Longs{} + 0xD2511F53u);
+                const Longs product1 = multiply_lower_halves(c2[set], Longs{} + 0xCD9E8D57u);
+                c0[set] = upper_halves(product1) ^ (c1[set] ^ k0);
+                c1[set] = product1;
+                c2[set] = upper_halves(product0) ^ (c3[set] ^ k1);
+                c3[set] = product0;
+            }
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        uint32_t words[4 * counters];
-        store_in_turn(words, (c0 & 0xffffffffu) | (c1 << 32), (c2 & 0xffffffffu) | (c3 << 32));
-        for (size_t i = 0; i < 4 * counters; ++i) {
+        uint32_t words[kSets * values];
+        for (size_t set = 0; set < kSets; ++set) {
+            store_in_turn(words + set * values, (c0[set] & 0xffffffffu) | (c1[set] << 32),
+                          (c2[set] & 0xffffffffu) | (c3[set] << 32));
+        }
+        for (size_t i = 0; i < kSets * values; ++i) {
             uniform[start + i] = static_cast<float>(static_cast<int>(words[i] >> 8)) * 0x1p-24f;
         }
-        counter += counters;
+        counter += kSets * counters;
     }
 }
 

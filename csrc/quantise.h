@@ -1,37 +1,12 @@
-// For kernels.cpp alone (see there): from parameters to codes.
+// For kernels.cpp alone (see there): from a delta to codes.
 #pragma once
 
-#include "vectors.h"
+#include "delta.h"
+#include "philox.h"
+#include "scales.h"
 
 namespace fgrpo {
 namespace {
-
-template <typename Updated, typename Base>
-void delta(const void* updated_, const void* base_, const float* residual, size_t N,
-           float* __restrict delta) {
-    const Updated* updated = static_cast<const Updated*>(updated_);
-    const Base* base = static_cast<const Base*>(base_);
-    if (base && residual) {
-        for (size_t i = 0; i < N; ++i) delta[i] = (widen(updated[i]) - widen(base[i])) + residual[i];
-    } else if (base) {
-        for (size_t i = 0; i < N; ++i) delta[i] = widen(updated[i]) - widen(base[i]);
-    } else if (residual) {
-        for (size_t i = 0; i < N; ++i) delta[i] = widen(updated[i]) + residual[i];
-    } else {
-        for (size_t i = 0; i < N; ++i) delta[i] = widen(updated[i]);
-    }
-}
-
-void peaks(const float* __restrict delta, size_t block, size_t blocks, uint32_t* __restrict peaks) {
-    for (size_t b = 0; b < blocks; ++b, delta += block) {
-        uint32_t peak = 0;
-        for (size_t i = 0; i < block; ++i) {
-            const uint32_t magnitude = bits_of(delta[i]) & 0x7fffffffu;
-            peak = magnitude > peak ? magnitude : peak;
-        }
-        peaks[b] = peak;
-    }
-}
 
 // |scaled| < 2^22, so adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits. Scales by
 // mse may put values beyond the range.
@@ -55,47 +30,84 @@ inline typename Group<bits>::Ints round_down(typename Group<bits>::Floats shifte
     return floor < -largest ? -largest : floor;
 }
 
+// A block's codes, and delta - decoded to `error` (in place is fine) if there is feedback.
 template <int bits, bool stochastic, bool feedback>
-void quantise_blocks(const float* delta, const bfloat16* scales, const float* uniform, size_t block,
-                     size_t blocks, uint8_t* __restrict codes, float* error) {
+inline void quantise_block(const float* delta, float scale, const float* uniform, size_t block,
+                           uint8_t* codes, float* error) {
     using G = Group<bits>;
     const size_t bytes = block / G::slots;
-    for (size_t b = 0; b < blocks; ++b) {
-        const float scale = widen(scales[b]);
-        const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-        for (size_t start = 0; start < bytes; start += G::lanes) {
-            typename G::Ints packed = {};
-            for (size_t slot = 0; slot < G::slots; ++slot) {
-                const size_t at = b * block + slot * bytes + start;
-                const auto value = load<typename G::Floats>(delta + at);
-                typename G::Ints code;
-                if constexpr (stochastic) {
-                    code = round_down<bits>(value * inverse + load<typename G::Floats>(uniform + at));
-                } else {
-                    code = round_to_nearest<bits>(value * inverse);
-                }
-                if constexpr (feedback) {
-                    store(error + at, value - __builtin_convertvector(code, typename G::Floats) * scale);
-                }
-                packed |= (code & ((1 << bits) - 1)) << static_cast<int>(slot * bits);
+    const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
+    const auto pack = [&](size_t start) {
+        typename G::Ints packed = {};
+#pragma GCC unroll 4
+        for (size_t slot = 0; slot < G::slots; ++slot) {
+            const size_t at = slot * bytes + start;
+            const auto value = load<typename G::Floats>(delta + at);
+            typename G::Ints code;
+            if constexpr (stochastic) {
+                code = round_down<bits>(value * inverse + load<typename G::Floats>(uniform + at));
+            } else {
+                code = round_to_nearest<bits>(value * inverse);
             }
-            store_bytes<G::lanes>(codes + b * bytes + start, packed);
+            if constexpr (feedback) {
+                store(error + at, value - __builtin_convertvector(code, typename G::Floats) * scale);
+            }
+            packed |= (code & ((1 << bits) - 1)) << static_cast<int>(slot * bits);
         }
+        return packed;
+    };
+    size_t start = 0;
+    for (; start + 4 * G::lanes <= bytes; start += 4 * G::lanes) {
+        const typename G::Ints packed[4] = {pack(start), pack(start + G::lanes), pack(start + 2 * G::lanes),
+                                            pack(start + 3 * G::lanes)};
+        store_bytes<G::lanes>(codes + start, packed);
     }
+    for (; start < bytes; start += G::lanes) store_bytes<G::lanes>(codes + start, pack(start));
 }
 
-template <int bits>
-void quantise(const float* delta, const bfloat16* scales, const float* uniform, size_t block, size_t blocks,
-              uint8_t* codes, float* error) {
-    if (uniform && error) {
-        quantise_blocks<bits, true, true>(delta, scales, uniform, block, blocks, codes, error);
-    } else if (uniform) {
-        quantise_blocks<bits, true, false>(delta, scales, uniform, block, blocks, codes, nullptr);
-    } else if (error) {
-        quantise_blocks<bits, false, true>(delta, scales, nullptr, block, blocks, codes, error);
-    } else {
-        quantise_blocks<bits, false, false>(delta, scales, nullptr, block, blocks, codes, nullptr);
+// A few blocks at a time: their scales, which do not wait for each other, then their codes. More at a time would
+// leave memory idle during the second.
+inline constexpr size_t kAtOnce = kLargestBlock / 2;
+
+template <typename Updated, typename Base, int bits>
+uint32_t quantise(const Source& source, size_t N, const Quantised& to) {
+    alignas(64) float buffer[kLargestBlock], uniform_[kLargestBlock];
+    const size_t block = to.block, at_once = block < kAtOnce ? kAtOnce : block;
+    uint32_t largest = 0;
+    for (size_t start = 0; start < N; start += at_once) {
+        const size_t end = start + at_once < N ? start + at_once : N;
+        Block blocks[kAtOnce / kSmallestBlock];
+        float scales[kAtOnce / kSmallestBlock];
+        for (size_t at = start, b = 0; at < end; at += block, ++b) {
+            const size_t count = end - at < block ? end - at : block;
+            blocks[b] = read_block<Updated, Base>(source, at, count, block, buffer + (at - start));
+            const uint32_t peak = blocks[b].peak;
+            largest = peak > largest ? peak : largest;
+            if (peak > kLargestMagnitude) return largest;
+            const bfloat16 scale =
+                to.mse ? scale_by_mse<bits>(blocks[b].delta, peak, block) : scale_by_absmax<bits>(peak);
+            scales[b] = widen(scale);
+            to.scales[at / block] = scale;
+        }
+        for (size_t at = start, b = 0; at < end; at += block, ++b) {
+            const float *delta = blocks[b].delta, scale = scales[b];
+            uint8_t* codes = to.codes + at / Group<bits>::slots;
+            const bool whole = end - at >= block;
+            float* error = !to.error ? nullptr : whole ? to.error + at : buffer + (at - start);
+            if (to.stochastic) uniform(to.seed, to.first + at, block, uniform_);
+            if (to.stochastic && error) {
+                quantise_block<bits, true, true>(delta, scale, uniform_, block, codes, error);
+            } else if (to.stochastic) {
+                quantise_block<bits, true, false>(delta, scale, uniform_, block, codes, nullptr);
+            } else if (error) {
+                quantise_block<bits, false, true>(delta, scale, nullptr, block, codes, error);
+            } else {
+                quantise_block<bits, false, false>(delta, scale, nullptr, block, codes, nullptr);
+            }
+            if (error && !whole) __builtin_memcpy(to.error + at, error, (end - at) * sizeof(float));
+        }
     }
+    return largest;
 }
 
 template <bool stochastic, bool feedback>

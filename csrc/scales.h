@@ -10,12 +10,10 @@ namespace {
 inline constexpr float kSmallestScale = 0x1p-126f;
 
 template <int bits>
-void scale_by_absmax(const float*, const uint32_t* peaks, size_t, size_t blocks, bfloat16* scales) {
-    for (size_t b = 0; b < blocks; ++b) {
-        const float scale = float_of(peaks[b]) / static_cast<float>(kLargestCode<bits>);
-        // Rounded up, so that no code passes the largest.
-        scales[b] = static_cast<bfloat16>(scale < kSmallestScale ? 0 : (bits_of(scale) + 0xffffu) >> 16);
-    }
+inline bfloat16 scale_by_absmax(uint32_t peak) {
+    const float scale = float_of(peak) / static_cast<float>(kLargestCode<bits>);
+    // Rounded up, so that no code passes the largest.
+    return static_cast<bfloat16>(scale < kSmallestScale ? 0 : (bits_of(scale) + 0xffffu) >> 16);
 }
 
 // What a block's largest value may become in units of its scale, best guesses first. docs/codec.md says how
@@ -89,27 +87,27 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
         units[j] = widen(scales[j]) * inverses[0];
     }
     const Floats highest = Floats{} + static_cast<float>(kLargestCode<bits>), lowest = -highest - 1.0f;
-    Floats errors[kCandidates][kParts] = {};
-    for (size_t start = 0; start < block; start += 16) {
+    float errors[kCandidates];
+    for (size_t j = 0; j < kCandidates; ++j) {
+        // One candidate at a time: what its loop needs fits in the registers.
+        Floats sums[kParts] = {};
+        for (size_t start = 0; start < block; start += 16) {
 #pragma GCC unroll 4
-        for (size_t part = 0; part < kParts; ++part) {
-            const Floats value = load<Floats>(delta + start + part * kLanes);
-            const Floats scaled = value * inverses[0];
-#pragma GCC unroll 8
-            for (size_t j = 0; j < kCandidates; ++j) {
+            for (size_t part = 0; part < kParts; ++part) {
+                const Floats value = load<Floats>(delta + start + part * kLanes);
                 const Floats nearest = (value * inverses[j] + 0x1.8p23f) - 0x1.8p23f;
                 const Floats code = between(lowest, highest, nearest);
-                const Floats error = scaled - code * units[j];
-                errors[j][part] += error * error;
+                const Floats error = value * inverses[0] - code * units[j];
+                sums[part] += error * error;
             }
         }
+        errors[j] = total(sums);
     }
     size_t best = 0;
-    float least = total(errors[0]);
+    float least = errors[0];
     for (size_t j = 1; j < kCandidates; ++j) {
-        const float error = total(errors[j]);
-        if (error < least) {
-            least = error;
+        if (errors[j] < least) {
+            least = errors[j];
             best = j;
         }
     }
@@ -117,11 +115,6 @@ bfloat16 scale_by_mse(const float* delta, uint32_t peak, size_t block) {
     const float peak_code = (magnitude * inverses[best] + 0x1.8p23f) - 0x1.8p23f;
     const bool says_nothing = sign != 0 && peak_code > -static_cast<float>(kLargestCode<bits>) - 1.0f;
     return says_nothing ? static_cast<bfloat16>(static_cast<uint32_t>(scales[best]) & 0x7fffu) : scales[best];
-}
-
-template <int bits>
-void scale_by_mse(const float* delta, const uint32_t* peaks, size_t block, size_t blocks, bfloat16* scales) {
-    for (size_t b = 0; b < blocks; ++b) scales[b] = scale_by_mse<bits>(delta + b * block, peaks[b], block);
 }
 
 }  // namespace

@@ -84,6 +84,21 @@ inline void store_bytes(uint8_t* to, Vector<int, lanes> wide) {
     for (size_t i = 0; i < lanes; ++i) to[i] = static_cast<uint8_t>(wide[i]);
 }
 
+// The same for four vectors of integers from 0 to 255, one after the other.
+template <size_t lanes>
+inline void store_bytes(uint8_t* to, const Vector<int, lanes> (&wide)[4]) {
+#if defined(__AVX2__)
+    if constexpr (lanes == 8) {
+        const __m256i low = _mm256_packus_epi32((__m256i)wide[0], (__m256i)wide[1]);
+        const __m256i high = _mm256_packus_epi32((__m256i)wide[2], (__m256i)wide[3]);
+        // Each half of a register holds four bytes of each vector.
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        return store(to, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+    }
+#endif
+    for (size_t i = 0; i < 4; ++i) store_bytes<lanes>(to + i * lanes, wide[i]);
+}
+
 // The vectors that codes of `bits` bits are read and written with: `lanes` bytes at a time, which hold as
 // many values for each slot. A block of int2 may have no more than 8 bytes.
 template <int bits, size_t block = kSmallestBlock>

@@ -1,0 +1,107 @@
+// For kernels.cpp alone (see there): from parameters to a delta, and its largest magnitude.
+#pragma once
+
+#include "vectors.h"
+
+namespace fgrpo {
+namespace {
+
+// Values `at`, at + 1, ... of parameters of either type, as float32.
+template <typename Value>
+inline Vector<float, kLanes> load_wide(const void* values, size_t at) {
+    if constexpr (sizeof(Value) == sizeof(float)) {
+        return load<Vector<float, kLanes>>(static_cast<const float*>(values) + at);
+    } else {
+        const auto halves = load<Vector<uint16_t, kLanes>>(static_cast<const uint16_t*>(values) + at);
+        return (Vector<float, kLanes>)(__builtin_convertvector(halves, Vector<uint32_t, kLanes>) << 16);
+    }
+}
+
+template <typename Updated, typename Base>
+inline Vector<float, kLanes> load_delta(const Source& source, size_t at) {
+    auto delta = load_wide<Updated>(source.updated, at);
+    if (source.base) delta -= load_wide<Base>(source.base, at);
+    if (source.residual) delta += load<Vector<float, kLanes>>(source.residual + at);
+    return delta;
+}
+
+template <typename Updated, typename Base>
+inline float delta_at(const Source& source, size_t at) {
+    float delta = widen(static_cast<const Updated*>(source.updated)[at]);
+    if (source.base) delta -= widen(static_cast<const Base*>(source.base)[at]);
+    if (source.residual) delta += source.residual[at];
+    return delta;
+}
+
+// The bits of a float32's magnitude: in the order of magnitudes, with infinity and NaN above all numbers.
+using Magnitudes = Vector<int, kLanes>;
+inline Magnitudes magnitudes(Vector<float, kLanes> values) { return (Magnitudes)values & 0x7fffffff; }
+inline Magnitudes larger(Magnitudes a, Magnitudes b) { return a > b ? a : b; }
+
+inline uint32_t largest(Magnitudes values) {
+    using Four = Vector<int, 4>;
+    Four parts[kLanes / 4];
+    __builtin_memcpy(parts, &values, sizeof(values));
+    Four most = parts[0];
+    for (const Four part : parts) most = most > part ? most : part;
+#if defined(__SSE2__)
+    const auto other = (Four)_mm_shuffle_epi32((__m128i)most, 0b01001110);
+    most = most > other ? most : other;
+#else
+    for (size_t i = 0; i < 2; ++i) most[i] = most[i] > most[i + 2] ? most[i] : most[i + 2];
+#endif
+    return static_cast<uint32_t>(most[0] > most[1] ? most[0] : most[1]);
+}
+
+template <typename Updated, typename Base>
+uint32_t peak(const Source& source, size_t N) {
+    Magnitudes most = {};
+    size_t i = 0;
+    for (; i + kLanes <= N; i += kLanes) {
+        most = larger(most, magnitudes(load_delta<Updated, Base>(source, i)));
+    }
+    uint32_t peak = largest(most);
+    for (; i < N; ++i) {
+        const uint32_t magnitude = bits_of(delta_at<Updated, Base>(source, i)) & 0x7fffffffu;
+        peak = magnitude > peak ? magnitude : peak;
+    }
+    return peak;
+}
+
+template <typename Updated, typename Base>
+void delta(const Source& source, size_t N, float* __restrict delta) {
+    size_t i = 0;
+    for (; i + kLanes <= N; i += kLanes) store(delta + i, load_delta<Updated, Base>(source, i));
+    for (; i < N; ++i) delta[i] = delta_at<Updated, Base>(source, i);
+}
+
+// Values [at, at + N) of a delta, padded with zeros to a whole block, and their peak. In `buffer`, unless they
+// are in memory as they are.
+struct Block {
+    const float* delta;
+    uint32_t peak;
+};
+template <typename Updated, typename Base>
+inline Block read_block(const Source& source, size_t at, size_t N, size_t block, float* __restrict buffer) {
+    if (N < block) {
+        for (size_t i = 0; i < block; ++i) buffer[i] = i < N ? delta_at<Updated, Base>(source, at + i) : 0.0f;
+        return {buffer, peak<float, float>({buffer, nullptr, nullptr}, block)};
+    }
+    Magnitudes most = {};
+    if (sizeof(Updated) == sizeof(float) && !source.base && !source.residual) {
+        const float* values = static_cast<const float*>(source.updated) + at;
+        for (size_t i = 0; i < block; i += kLanes) {
+            most = larger(most, magnitudes(load<Vector<float, kLanes>>(values + i)));
+        }
+        return {values, largest(most)};
+    }
+    for (size_t i = 0; i < block; i += kLanes) {
+        const auto values = load_delta<Updated, Base>(source, at + i);
+        store(buffer + i, values);
+        most = larger(most, magnitudes(values));
+    }
+    return {buffer, largest(most)};
+}
+
+}  // namespace
+}  // namespace fgrpo
