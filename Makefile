@@ -17,9 +17,11 @@ train-smollm2: $(READY)
 	$(BIN)/python scripts/get_smollm2.py models/smollm2
 	$(BIN)/fgrpo train configs/smollm2.yaml
 
+# A file's tests share what is costly to set up, so each file stays with one worker.
+WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: $(READY)
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest $(WORKERS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) tests/kernels
 
 # The C++ core against arbitrary bytes (docs/security.md). Needs Clang; the seconds are divided among the targets.
 SECONDS ?= 60

@@ -75,12 +75,6 @@ void delta(const Source& source, size_t N, float* __restrict delta) {
     for (; i < N; ++i) delta[i] = delta_at<Updated, Base>(source, i);
 }
 
-// Values [at, at + N) of a delta, padded with zeros to a whole block, and their peak. In `buffer`, unless they
-// are in memory as they are.
-struct Block {
-    const float* delta;
-    uint32_t peak;
-};
 template <typename Updated, typename Base>
 inline Block read_block(const Source& source, size_t at, size_t N, size_t block, float* __restrict buffer) {
     if (N < block) {
@@ -101,6 +95,14 @@ inline Block read_block(const Source& source, size_t at, size_t N, size_t block,
         most = larger(most, magnitudes(values));
     }
     return {buffer, largest(most)};
+}
+
+template <typename Updated, typename Base>
+void read_blocks(const Source& source, size_t at, size_t N, size_t block, float* buffer, Block* blocks) {
+    for (size_t start = 0; start < N; start += block) {
+        const size_t count = N - start < block ? N - start : block;
+        *blocks++ = read_block<Updated, Base>(source, at + start, count, block, buffer + start);
+    }
 }
 
 }  // namespace

@@ -150,8 +150,8 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
     }
 
     const auto quantise_tile = [&](std::size_t first, std::size_t N) {
-        return inputs.in(simd.quantise)[static_cast<int>(format.codec)](
-            inputs.from(first), N,
+        return simd.quantise[static_cast<int>(format.codec)](
+            inputs.in(simd.read), inputs.from(first), N,
             {format.block, scaling == Scaling::mse, stochastic, seed, first,
              codes.data() + code_offset(format, first), scales.data() + first / format.block,
              residual.empty() ? nullptr : residual.data() + first});

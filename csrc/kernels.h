@@ -38,6 +38,17 @@ struct Source {
     const float* residual;
 };
 
+// A block of a delta, and its largest magnitude.
+struct Block {
+    const float* delta;
+    std::uint32_t peak;
+};
+
+// Values [at, at + N) of a delta, N at most kLargestBlock, as blocks, the last padded with zeros: in `buffer`,
+// which has room for kLargestBlock values, unless they are in memory as they are.
+using ReadBlocks = void(const Source& source, std::size_t at, std::size_t N, std::size_t block, float* buffer,
+                        Block* blocks);
+
 // How a tile is quantised, and where to.
 struct Quantised {
     std::size_t block;
@@ -58,9 +69,11 @@ struct Kernels {
     void (*delta[2][2])(const Source& source, std::size_t N, float* delta);
     std::uint32_t (*peak[2][2])(const Source& source, std::size_t N);
 
-    // Scales, codes and errors of the blocks of N values, the last padded with zeros. Returns the largest magnitude;
-    // ends early at a block with one beyond kLargestMagnitude. [updated][base][codec]
-    std::uint32_t (*quantise[2][2][3])(const Source& source, std::size_t N, const Quantised& to);
+    ReadBlocks* read[2][2];
+
+    // Scales, codes and errors of the blocks of N values, which `read` reads. Returns the largest magnitude; ends
+    // early at a block with one beyond kLargestMagnitude. [codec]
+    std::uint32_t (*quantise[3])(ReadBlocks* read, const Source& source, std::size_t N, const Quantised& to);
 
     // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 32. May
     // write on to the next multiple of 64.

@@ -58,8 +58,8 @@ inline void quantise_block(const float* delta, float scale, const float* uniform
     };
     size_t start = 0;
     for (; start + 4 * G::lanes <= bytes; start += 4 * G::lanes) {
-        const typename G::Ints packed[4] = {pack(start), pack(start + G::lanes), pack(start + 2 * G::lanes),
-                                            pack(start + 3 * G::lanes)};
+        typename G::Ints packed[4];
+        for (size_t i = 0; i < 4; ++i) packed[i] = pack(start + i * G::lanes);
         store_bytes<G::lanes>(codes + start, packed);
     }
     for (; start < bytes; start += G::lanes) store_bytes<G::lanes>(codes + start, pack(start));
@@ -69,8 +69,8 @@ inline void quantise_block(const float* delta, float scale, const float* uniform
 // leave memory idle during the second.
 inline constexpr size_t kAtOnce = kLargestBlock / 2;
 
-template <typename Updated, typename Base, int bits>
-uint32_t quantise(const Source& source, size_t N, const Quantised& to) {
+template <int bits>
+uint32_t quantise(ReadBlocks* read, const Source& source, size_t N, const Quantised& to) {
     alignas(64) float buffer[kLargestBlock], uniform_[kLargestBlock];
     const size_t block = to.block, at_once = block < kAtOnce ? kAtOnce : block;
     uint32_t largest = 0;
@@ -78,14 +78,13 @@ uint32_t quantise(const Source& source, size_t N, const Quantised& to) {
         const size_t end = start + at_once < N ? start + at_once : N;
         Block blocks[kAtOnce / kSmallestBlock];
         float scales[kAtOnce / kSmallestBlock];
+        read(source, start, end - start, block, buffer, blocks);
         for (size_t at = start, b = 0; at < end; at += block, ++b) {
-            const size_t count = end - at < block ? end - at : block;
-            blocks[b] = read_block<Updated, Base>(source, at, count, block, buffer + (at - start));
-            const uint32_t peak = blocks[b].peak;
+            const auto [delta, peak] = blocks[b];
             largest = peak > largest ? peak : largest;
             if (peak > kLargestMagnitude) return largest;
             const bfloat16 scale =
-                to.mse ? scale_by_mse<bits>(blocks[b].delta, peak, block) : scale_by_absmax<bits>(peak);
+                to.mse ? scale_by_mse<bits>(delta, peak, block) : scale_by_absmax<bits>(peak);
             scales[b] = widen(scale);
             to.scales[at / block] = scale;
         }

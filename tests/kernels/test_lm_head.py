@@ -103,14 +103,16 @@ def test_error_is_no_larger_than_plain_pytorch(monkeypatch, op, head, dtype):
 
 @pytest.mark.parametrize("op", OPS)
 def test_any_block_size_and_any_order_of_rows(monkeypatch, op):
-    """float32: at most one rounding's difference of the largest entry between any two ways."""
+    """float32: at most some roundings' difference of the largest entry between any two ways."""
     head = {"low_rank": True, "logit_softcap": 3.0}
     tensors = leaves(torch.float32)
     expected = run(FgrpoKernels, op, tensors, head)
     for rows in (1, 2, 7, 16):
         limited_to(rows, monkeypatch)
         for got, whole in zip(run(FgrpoKernels, op, tensors, head), expected, strict=True):
-            assert (got - whole).abs().max() <= 2e-6 * whole.abs().max()
+            # A loss is a sum of terms of both signs and of size about 1: its roundings are of their size, not its own.
+            size = whole.abs().max().clamp(min=1.0 if whole.dim() == 0 else 0.0)
+            assert (got - whole).abs().max() <= 2e-6 * size
 
 
 @pytest.mark.parametrize("op", OPS)
