@@ -6,7 +6,9 @@
 Rates are payloads times parameters a second; all contenders run in one session on the same data. A contender whose
 result is wrong fails instead of being timed; one that is not installed is skipped. "warm" writes to memory already in
 use, "cold" to new memory, as FBGEMM and the others always do. The share of the limit is the bytes that must be moved
-over the bandwidth of a copy that is timed just before.
+over the bandwidth of a copy that is timed just before. "Times as fast" are medians of rounds in turns with ours: of
+`aggregate` at block 64 (int8 beside Flower) to warm memory, of `encode` to new memory. piquant is pypiquant by its name
+in the package index.
 FBGEMM's way: one embedding row a block, one bag a block over the clients, per-sample weights.
 """
 
@@ -24,6 +26,7 @@ from fgrpo_kernels.codec import aggregate, aggregate_with_stats, decode, encode
 CLIENTS = 8
 PARAMETERS = int(os.environ.get("PARAMETERS", 1 << 25))
 THREADS = int(os.environ.get("THREADS", 2))
+ROUNDS = int(os.environ.get("ROUNDS", 9))
 FBGEMM = {"int8": "byte", "int4": "4bit"}
 CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "bf16": 2.0, "none": 4.0}
 ERROR_BOUND = {"int8": 0.02, "int4": 0.16, "int2": 1.2, "bf16": 0.003, "none": 1e-6}
@@ -36,15 +39,15 @@ def bytes_a_value(codec: str, block: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def lines(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, float | None]]]:
-    """(contender, Gparam/s, share of the limit), printed when all have run."""
+def lines(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A line for each contender, printed when all have run."""
     torch.set_num_threads(THREADS)
-    lines: list[tuple[str, float, float | None]] = []
+    lines: list[str] = []
     yield lines
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
         print(f"\nGparam/s, {PARAMETERS} parameters, {THREADS} threads unless it says otherwise, medians")
-        for name, rate, share in lines:
-            print(f"  {name:52s} {rate:8.2f}" + ("" if share is None else f"   {share:4.0%} of the copy's bandwidth"))
+        for line in lines:
+            print(f"  {line}")
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +68,40 @@ def copy_bandwidth(deltas: list[torch.Tensor]) -> Callable[[], float]:
 
 @pytest.fixture
 def measure(benchmark: Any, lines: Any, copy_bandwidth: Callable[[], float]) -> Measure:
-    """measure(name, values, run): `moved` bytes give the share of the limit, `note` goes to the JSON file."""
+    """measure(name, values, run): `moved` bytes give the share of the limit, `note` goes to the JSON file.
 
-    def run_and_note(name: str, values: int, run: Callable[[], Any], moved: float | None = None, **note: Any) -> None:
+    `ours` is what another contender's `run` is compared with: it runs before each of its rounds, because a machine's
+    speed changes within seconds, and with what runs beside.
+    """
+
+    def run_and_note(
+        name: str,
+        values: int,
+        run: Callable[[], Any],
+        moved: float | None = None,
+        ours: Callable[[], Any] | None = None,
+        **note: Any,
+    ) -> None:
         bandwidth = copy_bandwidth()
-        benchmark.pedantic(run, rounds=9, warmup_rounds=2)
+        before: list[float] = []
+
+        def time_ours() -> None:
+            if ours is not None:
+                start = time.perf_counter()
+                ours()
+                before.append(time.perf_counter() - start)
+
+        benchmark.pedantic(run, setup=time_ours, rounds=ROUNDS, warmup_rounds=2)
         median = benchmark.stats.stats.median
         share = None if moved is None else moved / median / bandwidth
-        lines.append((name, values / median / 1e9, share))
+        line = f"{name:52s} {values / median / 1e9:8.2f}" + ("" if share is None else f"   {share:4.0%} of the limit")
+        if before:
+            speedups = [
+                theirs / mine for theirs, mine in zip(benchmark.stats.stats.data, before[-ROUNDS:], strict=True)
+            ]
+            note["ours, times as fast"] = statistics.median(speedups)
+            line += f"   ours {note['ours, times as fast']:.2f} times as fast"
+        lines.append(line)
         benchmark.extra_info.update(
             {"name": name, "Gparam/s": values / median / 1e9, "share": share, "copy bytes/s": bandwidth, **note}
         )
@@ -133,7 +162,9 @@ def test_aggregate_fbgemm(measure: Measure, codec: str, block: int, deltas: Any,
     bag = getattr(torch.ops.quantized, f"{kind}_rowwise_offsets")
     run = lambda: bag(rows, indices, offsets, mode=0, per_sample_weights=per_sample)  # noqa: E731
     require_close(run(), expected, codec)
-    measure(f"FBGEMM bags {codec}, block {block}", CLIENTS * PARAMETERS, run)
+    encodeds, out = [encode(delta, codec=codec, block=64) for delta in deltas], torch.empty(PARAMETERS)
+    ours = lambda: aggregate(encodeds, weights, out, num_threads=THREADS)  # noqa: E731
+    measure(f"FBGEMM bags {codec}, block {block}", CLIENTS * PARAMETERS, run, ours=ours)
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4", "bf16", "none"])
@@ -168,7 +199,9 @@ def test_aggregate_flower_float32(measure: Measure, deltas: Any, weights: Any, e
     ]
     run = lambda: aggregate_arrayrecords(records, "weight")  # noqa: E731
     require_close(torch.from_numpy(run()["delta"].numpy().copy()), expected, "none")
-    measure("Flower aggregate_arrayrecords, float32", CLIENTS * PARAMETERS, run)
+    encodeds, out = [encode(delta, codec="int8") for delta in deltas], torch.empty(PARAMETERS)
+    ours = lambda: aggregate(encodeds, weights, out, num_threads=THREADS)  # noqa: E731
+    measure("Flower aggregate_arrayrecords, float32", CLIENTS * PARAMETERS, run, ours=ours)
 
 
 @pytest.mark.parametrize("clients", [1, 2, 4, 8, 16, 32])
@@ -206,7 +239,9 @@ def test_encode_fbgemm(measure: Measure, codec: str, deltas: Any) -> None:
     prepack = getattr(torch.ops.quantized, f"embedding_bag_{FBGEMM[codec]}_prepack")
     torch.set_num_threads(1)
     try:
-        measure(f"FBGEMM row-wise quantise {codec}, 1 thread", PARAMETERS, lambda: prepack(deltas[0].view(-1, 64)))
+        ours = lambda: encode(deltas[0], codec=codec, num_threads=1)  # noqa: E731  (new memory, as FBGEMM takes)
+        run = lambda: prepack(deltas[0].view(-1, 64))  # noqa: E731
+        measure(f"FBGEMM row-wise quantise {codec}, 1 thread", PARAMETERS, run, ours=ours)
     finally:
         torch.set_num_threads(THREADS)
 
@@ -221,7 +256,9 @@ def test_encode_piquant_stochastic(measure: Measure, dtype: str, threads: int, d
     scale, zero = piquant_torch.compute_quant_params(deltas[0], dtype=kind, ctx=context)
     settings = {"scale": scale, "zero_point": zero, "dtype": kind, "round_mode": "stochastic", "ctx": context}
     run = lambda: piquant_torch.quantize(deltas[0], **settings)  # noqa: E731
-    measure(f"piquant stochastic {dtype}, {threads} thread(s)", PARAMETERS, run)
+    codec = "int8" if dtype == "uint8" else "int4"
+    ours = lambda: encode(deltas[0], codec=codec, rounding="stochastic", num_threads=threads)  # noqa: E731
+    measure(f"piquant stochastic {dtype}, {threads} thread(s)", PARAMETERS, run, ours=ours)
 
 
 @pytest.mark.parametrize("how", ENCODINGS)

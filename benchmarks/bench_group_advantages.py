@@ -7,11 +7,13 @@ A few kilobytes: all of it is the time of launches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from common import Record, measure, write
+from common import Record, attempt, measure, write
 from torch import Tensor
 
-from fgrpo_kernels import group_advantages, reference
+from fgrpo_kernels import GroupAdvantages, group_advantages, reference
 
 B, GROUP = 1024, 8
 
@@ -34,8 +36,12 @@ def bench() -> list[Record]:
         "eager": reference.group_advantages,
         "torch.compile": compiled,
     }.items():
-        torch.testing.assert_close(op(rewards, GROUP).advantages.double(), expected, rtol=1e-5, atol=1e-6)
-        records.append(measure(name, lambda op=op: op(rewards, GROUP), shape=[B], group_size=GROUP))
+
+        def timed(name: str = name, op: Callable[..., GroupAdvantages] = op) -> Record:
+            torch.testing.assert_close(op(rewards, GROUP).advantages.double(), expected, rtol=1e-5, atol=1e-6)
+            return measure(name, lambda: op(rewards, GROUP), shape=[B], group_size=GROUP)
+
+        records.append(attempt(name, timed))
     records[0]["kernel_launches"] = kernel_launches(rewards)
     return records
 

@@ -81,6 +81,8 @@ def attempt(name: str, make: Callable[[], Record], **context: Any) -> Record:
         return failed(name, "out of memory", **context)
     except AssertionError as error:
         return failed(name, f"wrong result: {error}", **context)
+    except Exception as error:  # a contender's own fault must not lose the others' figures
+        return failed(name, f"{type(error).__name__}: {error}", **context)
 
 
 def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:

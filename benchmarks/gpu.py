@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TESTS = [
-    *("test_gpu.py", "test_gpu_head.py", "test_registration.py"),
+    *("test_gpu.py", "test_gpu_head.py", "test_options.py", "test_registration.py"),
     *("test_delta_codec.py", "test_delta_codec_gpu.py"),
 ]
 BENCHMARKS = [

@@ -111,5 +111,13 @@ def _sequences(
             f"row, [{rows_shape[0]}], or one per sequence, [B]; and ids in [0, {num_sequences})"
         )
     ids_N = sequence_ids.long()
-    advantages_N = advantages[ids_N] if by_sequence else advantages
+    advantages_N = _by_sequence(advantages, ids_N) if by_sequence else advantages
     return ids_N if objective.sequence_level else None, num_sequences, advantages_N
+
+
+def _by_sequence(advantages_B: Tensor, ids_N: Tensor) -> Tensor:
+    """Each row's advantage; NaN for an id that could not be looked at and is none, where a GPU would stop for good."""
+    if can_look_at(ids_N):
+        return advantages_B[ids_N]
+    known_N = (ids_N >= 0) & (ids_N < advantages_B.shape[0])
+    return torch.where(known_N, advantages_B[ids_N * known_N], torch.nan)

@@ -61,9 +61,12 @@ def merge_token_stats(parts: Sequence[PartialTokenStats]) -> TokenLogprobs:
     if not parts:
         raise ValueError("merge_token_stats: expected the statistics of at least one shard, got none")
     peak_K, others_K, dot_K, target_K = (torch.stack([part[i] for part in parts]) for i in range(4))
-    peak_K = peak_K.detach()
+    # A shard of nothing but -inf has a peak of 0, which may be far above all that there is.
+    empty_K = (others_K == 0) & (target_K == -torch.inf)
+    peak_K = peak_K.detach().masked_fill(empty_K, -torch.inf)
     peak = peak_K.amax(0)
-    drop_K = peak_K - peak
+    peak = torch.where(peak == -torch.inf, 0.0, peak)
+    drop_K = (peak_K - peak).masked_fill(empty_K, 0.0)
     keep_K = drop_K.exp()
     # The smallest normal number, so that a vocabulary of one column has a logarithm.
     others = (keep_K * others_K).sum(0).clamp(min=torch.finfo(peak.dtype).tiny)

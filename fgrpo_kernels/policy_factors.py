@@ -109,7 +109,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) ->
     # Sorted by hand: torch.quantile takes no more than 16 million tokens. NaN sorts last.
     position = (1 - fraction) * (inside.sum() - 1).clamp(min=0)
     ordered = torch.nn.functional.pad(values.sort().values, (0, 1), value=torch.nan)
-    below, above = ordered[position.floor().long()], ordered[position.ceil().long()]
+    below, above = (ordered.index_select(0, at.long().view(1)) for at in (position.floor(), position.ceil()))
     quantile = torch.lerp(below, above, (position - position.floor()).to(below.dtype))
     return (inside & (entropy >= quantile)).to(torch.float32)
 

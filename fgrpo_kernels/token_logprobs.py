@@ -35,12 +35,18 @@ def token_logprobs(
 
     Raises:
         TypeError: logits that are not floating point.
-        ValueError: shapes that do not match, a target outside the vocabulary, a temperature that is not positive.
+        ValueError: shapes that do not match, a target outside the vocabulary, a temperature that is not positive,
+            `inplace_backward` with logits whose rows share memory.
     """
     check_floating("token_logprobs", "logits", logits)
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])
     check_positive("token_logprobs", "temperature", temperature)
+    if inplace_backward and any(n > 1 and stride == 0 for n, stride in zip(logits.shape, logits.stride(), strict=True)):
+        raise ValueError(
+            f"token_logprobs: inplace_backward overwrites the logits, but these share memory, with strides "
+            f"{logits.stride()}; were they expanded? Call .contiguous() first, or leave inplace_backward off"
+        )
     outputs = logprobs_of_live_rows(logits, targets.reshape(-1), None, temperature, logits.shape[-1], inplace_backward)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 

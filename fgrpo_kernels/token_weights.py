@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from fgrpo_kernels import reference
+from fgrpo_kernels.checks import can_look_at
 
 Reduction = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
 
@@ -46,7 +47,8 @@ def token_weights(
         `[B, T]` float32, exactly 0 where the mask is.
 
     Raises:
-        ValueError: an unknown reduction, a normaliser that is not positive, a wrong shape.
+        ValueError: an unknown reduction, a normaliser that is not positive (a tensor's value is looked at on the CPU
+            only, and not while compiling), a wrong shape.
     """
     if mask.ndim != 2:
         raise ValueError(f"token_weights: mask must be [B, T], got {list(mask.shape)}")
@@ -54,7 +56,9 @@ def token_weights(
         raise ValueError(f"token_weights: reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
     given = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_length": max_length}
     for name, value in given.items():
-        if value is not None and value <= 0:
+        if value is None or (isinstance(value, Tensor) and not can_look_at(value)):
+            continue
+        if value <= 0:
             raise ValueError(f"token_weights: {name} must be positive, got {value}")
     return reference.token_weights(
         mask, reduction, num_tokens=num_tokens, num_sequences=num_sequences, max_length=max_length

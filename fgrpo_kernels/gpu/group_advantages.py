@@ -17,6 +17,7 @@ from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.jit import FUSED, jit, tl
 
 MAX_BLOCK = 1024  # rows that a program takes at a time
+SMALL_BLOCK = 256  # one warp is enough
 
 
 @jit
@@ -68,7 +69,8 @@ def statistics(
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
     """`(rows, rows with a reward, their mean, standard deviation, whether they are all equal)` of a group."""
-    size, count, total = 0.0, 0.0, 0.0
+    zero = start.to(tl.float32) * 0.0
+    size, count, total = zero, zero, zero
     lowest, highest = float("inf"), float("-inf")
     for first in range(start, end, BLOCK):
         row, exists = member_rows(first, end, ids_ptr, group, BLOCK)
@@ -153,6 +155,11 @@ def group_advantages_kernel(
                 tl.store(advantages_ptr + row, float("nan"), mask=astray)
 
 
+def ids_block(num_rows: int) -> int:
+    """Rows that a program reads at a time where groups are given by ids."""
+    return SMALL_BLOCK if num_rows <= SMALL_BLOCK else MAX_BLOCK
+
+
 @torch.library.custom_op("fgrpo::group_advantages", mutates_args=())
 def group_advantages(
     rewards: Tensor,
@@ -171,8 +178,9 @@ def group_advantages(
         weights_R = None if reward_weights is None else reward_weights.to(device, torch.float32).contiguous()
         stride_r, num_rewards = (rewards.stride(1), rewards.shape[1]) if rewards.ndim == 2 else (0, 1)
         rows = group_size if group_ids is None else rewards.shape[0]
-        block = min(MAX_BLOCK, 1 << max(0, rows - 1).bit_length())
-        small = block <= 256 and scale != "batch"
+        # The group size is the same in every step; the rows of a batch of ids are not.
+        block = min(MAX_BLOCK, 1 << max(0, rows - 1).bit_length()) if group_ids is None else ids_block(rows)
+        small = block <= SMALL_BLOCK and scale != "batch"
         with device_of(rewards):
             group_advantages_kernel[(num_groups,)](
                 rewards, rewards.stride(0), stride_r, weights_R, num_rewards, group_ids, group_size, rewards.shape[0],

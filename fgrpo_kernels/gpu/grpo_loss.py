@@ -21,7 +21,7 @@ from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms
 from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, live_rows, named_metrics, policy_terms, sequences_of
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
-from fgrpo_kernels.gpu.token_logprobs import rows_of
+from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED_WITH_GRADIENT, rows_of
 from fgrpo_kernels.jit import FUSED, jit, tl
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
@@ -61,14 +61,16 @@ def grpo_loss(
     return GRPOLoss(loss, named_metrics(metrics, terms))
 
 
-@jit(do_not_specialize=["T", "a", "b", "c", "d", "beta", "entropy_coef"])
+@jit(do_not_specialize=[*UNSPECIALISED_WITH_GRADIENT, "a", "b", "c", "d", "beta", "entropy_coef"])
 def grpo_loss_kernel(
     logits_ptr: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
+    step_b: tl.tensor,
+    step_t: tl.tensor,
+    unit: tl.tensor,
     grad_ptr: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_t: tl.tensor,
+    grad_step_b: tl.tensor,
+    grad_step_t: tl.tensor,
+    grad_unit: tl.tensor,
     T: tl.tensor,
     targets_ptr: tl.tensor,
     advantages_ptr: tl.tensor,
@@ -102,7 +104,7 @@ def grpo_loss_kernel(
     live, advantage, weight, factor, old, ref = terms
     logp, entropy = 0.0, 0.0
     if live:
-        row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t)
+        row_ptr = logits_ptr + row_offset(row, T, step_b, step_t, unit)
         target = tl.load(targets_ptr + row).to(tl.int32)
         peak, log_sum, logp, entropy = row_statistics(row_ptr, target, vocab, inv_temperature, PARTS, THREADS, VECTOR)
         if grad_ptr is not None:
@@ -114,7 +116,7 @@ def grpo_loss_kernel(
             )  # fmt: skip
             write_row_gradient(
                 row_ptr,
-                grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t),
+                grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit),
                 target,
                 vocab,
                 columns,
@@ -131,7 +133,7 @@ def grpo_loss_kernel(
                 VECTOR,
             )
     elif grad_ptr is not None:
-        grad_row_ptr = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t)
+        grad_row_ptr = grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit)
         write_zero_row(grad_row_ptr, columns, PARTS, THREADS, VECTOR)
     tl.store(logp_ptr + row, logp)
     tl.store(entropy_ptr + row, entropy)
@@ -165,10 +167,10 @@ def grpo_loss_tokens(
     vectors = (advantages_N, weights_N, policy_factor_N, old_logp_N, ref_logp_N)
     if N > 0:
         x = rows_of(logits)
-        grads = rows_of(gradient)[:3] if with_gradient else (None, 0, 0)
+        grads = rows_of(gradient)[:4] if with_gradient else (None, 0, 0, 0)
         with device_of(logits):
             grpo_loss_kernel[(N,)](
-                *x[:3], *grads, x.T, targets_N.contiguous(), *vectors, logp_N, entropy_N,
+                *x[:4], *grads, x.T, targets_N.contiguous(), *vectors, logp_N, entropy_N,
                 vocab_size, logits.shape[-1], 1.0 / temperature, *parameters, beta, entropy_coef,
                 OBJECTIVE=DEVICE_FUNCTIONS[objective],
                 KL=DEVICE_ESTIMATORS[kl] if beta != 0 else None,
@@ -196,26 +198,36 @@ def _empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
     return torch.empty(shape, dtype=logits.dtype, device=logits.device)
 
 
-@jit
-def scale_kernel(x_ptr: tl.tensor, factor_ptr: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
-    """`x *= factor`, without touching `x` where the factor is 1."""
+SCALE_BLOCK = 4096
+
+
+@jit(do_not_specialize=["blocks", "tail"])
+def scale_kernel(
+    x_ptr: tl.tensor, factor_ptr: tl.tensor, blocks: tl.tensor, tail: tl.tensor, BLOCK: tl.constexpr
+) -> None:
+    """`x *= factor` in so many whole blocks and `tail` values, without touching `x` where the factor is 1."""
     factor = tl.load(factor_ptr)
     if factor != 1.0:
-        start = tl.program_id(0).to(tl.int64) * BLOCK
-        step = tl.num_programs(0).to(tl.int64) * BLOCK
-        for first in range(start, size, step):
-            where = first + tl.arange(0, BLOCK)
-            x = tl.load(x_ptr + where, mask=where < size).to(tl.float32)
-            tl.store(x_ptr + where, (x * factor).to(x_ptr.dtype.element_ty), mask=where < size)
+        offsets = tl.arange(0, BLOCK)
+        first = tl.program_id(0).to(tl.int64)
+        for block in range(first, blocks, tl.num_programs(0)):
+            where = x_ptr + block * BLOCK + offsets
+            tl.store(where, (tl.load(where).to(tl.float32) * factor).to(x_ptr.dtype.element_ty))
+        if first == 0:
+            where = x_ptr + (first + blocks) * BLOCK + offsets
+            x = tl.load(where, mask=offsets < tail).to(tl.float32)
+            tl.store(where, (x * factor).to(x_ptr.dtype.element_ty), mask=offsets < tail)
 
 
 @torch.library.custom_op("fgrpo::scale_", mutates_args={"x"})
 def scale_(x: Tensor, factor: Tensor) -> None:
     """`x *= factor` for a contiguous `x` and a 0-d factor; almost free where the factor is 1, as it mostly is."""
     if x.numel() > 0:
-        programs = min(1024, -(-x.numel() // 4096))
+        blocks, tail = divmod(x.numel(), SCALE_BLOCK)
         with device_of(x):
-            scale_kernel[(programs,)](x, factor.to(torch.float32), x.numel(), BLOCK=4096, num_warps=8, **FUSED)
+            scale_kernel[(max(1, min(1024, blocks)),)](
+                x, factor.to(torch.float32), blocks, tail, BLOCK=SCALE_BLOCK, num_warps=8, **FUSED
+            )
 
 
 @scale_.register_fake

@@ -30,7 +30,7 @@ def overwrite_with_loss_gradient(
     `terms` are those of these rows.
     """
     n, V = logits_nV.shape
-    rows = (logits_nV, 0, logits_nV.stride(0))
+    rows = (logits_nV, 0, 1, logits_nV.stride(0))
     vectors = (terms.advantages_N, terms.weights_N, terms.policy_factor_N, terms.old_logp_N, terms.ref_logp_N)
     parameters = [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters))
     with device_of(logits_nV):

@@ -14,16 +14,17 @@ from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.numerics import LN_2, LOG2_E
 from fgrpo_kernels.gpu.row_softmax import row_offset, scan_row, write_row
-from fgrpo_kernels.gpu.token_logprobs import rows_of
+from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED, UNSPECIALISED_WITH_GRADIENT, rows_of
 from fgrpo_kernels.jit import jit, tl
 from fgrpo_kernels.results import PartialTokenStats
 
 
-@jit(do_not_specialize=["T", "vocab_start"])
+@jit(do_not_specialize=[*UNSPECIALISED, "vocab_start"])
 def partial_token_stats_kernel(
     logits_ptr: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
+    step_b: tl.tensor,
+    step_t: tl.tensor,
+    unit: tl.tensor,
     T: tl.tensor,
     targets_ptr: tl.tensor,
     peak_ptr: tl.tensor,
@@ -39,7 +40,7 @@ def partial_token_stats_kernel(
 ) -> None:
     """Program n: the partial statistics of row n."""
     row = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t)
+    row_ptr = logits_ptr + row_offset(row, T, step_b, step_t, unit)
     target = (tl.load(targets_ptr + row) - vocab_start).to(tl.int32)
     inside = (target >= 0) & (target < vocab)
     target_logit = tl.load(row_ptr + target, mask=inside, other=float("-inf")).to(tl.float32)
@@ -50,14 +51,16 @@ def partial_token_stats_kernel(
     tl.store(target_logit_ptr + row, target_logit * inv_temperature)
 
 
-@jit(do_not_specialize=["T", "vocab_start"])
+@jit(do_not_specialize=[*UNSPECIALISED_WITH_GRADIENT, "vocab_start"])
 def partial_token_stats_backward_kernel(
     logits_ptr: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
+    step_b: tl.tensor,
+    step_t: tl.tensor,
+    unit: tl.tensor,
     grad_ptr: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_t: tl.tensor,
+    grad_step_b: tl.tensor,
+    grad_step_t: tl.tensor,
+    grad_unit: tl.tensor,
     T: tl.tensor,
     targets_ptr: tl.tensor,
     peak_ptr: tl.tensor,
@@ -77,8 +80,8 @@ def partial_token_stats_backward_kernel(
     grad_others = tl.load(grad_others_ptr + row)
     grad_dot = tl.load(grad_dot_ptr + row)
     write_row(
-        logits_ptr + row_offset(row, T, stride_b, stride_t),
-        grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t),
+        logits_ptr + row_offset(row, T, step_b, step_t, unit),
+        grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit),
         (tl.load(targets_ptr + row) - vocab_start).to(tl.int32),
         vocab,
         vocab,
@@ -148,7 +151,7 @@ def partial_stats_backward(
         incoming = (grad_others_N.contiguous(), grad_dot_N.contiguous(), grad_target_N.contiguous())
         with device_of(logits_shard):
             partial_token_stats_backward_kernel[(targets_N.numel(),)](
-                *x[:3], *grads[:3], x.T, targets_N.contiguous(), peak_N, *incoming,
+                *x[:4], *grads[:4], x.T, targets_N.contiguous(), peak_N, *incoming,
                 vocab, vocab_start, 1.0 / temperature, **tile_for(logits_shard, vocab).arguments(),
             )  # fmt: skip
     return gradient

@@ -18,9 +18,9 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @jit
-def row_offset(row: tl.tensor, T: tl.tensor, stride_b: tl.tensor, stride_t: tl.tensor) -> tl.tensor:
-    """int64 offset of row `b * T + t` in a tensor with two strided leading dimensions."""
-    return (row // T) * stride_b + (row % T) * stride_t
+def row_offset(row: tl.tensor, T: tl.tensor, step_b: tl.tensor, step_t: tl.tensor, unit: tl.tensor) -> tl.tensor:
+    """int64 offset of row `b * T + t` in a tensor with two strided leading dimensions; see `Rows`."""
+    return ((row // T) * step_b + (row % T) * step_t) * unit
 
 
 @jit

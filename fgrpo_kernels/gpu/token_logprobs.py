@@ -5,6 +5,7 @@ N rows, of any strided leading dimensions that fold into two   V columns
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,15 +17,17 @@ from fgrpo_kernels.jit import jit, tl
 
 FourVectors = tuple[Tensor, Tensor, Tensor, Tensor]  # logp, entropy, peak, log_sum: each [N] float32
 
-# T changes with every batch: a kernel compiled for one T must serve them all.
-UNSPECIALISED = ["T"]
+# T changes with every batch, and the strides with it: a kernel compiled for one T must serve them all.
+UNSPECIALISED = ["T", "step_b", "step_t"]
+UNSPECIALISED_WITH_GRADIENT = [*UNSPECIALISED, "grad_step_b", "grad_step_t"]
 
 
 @jit(do_not_specialize=UNSPECIALISED)
 def token_logprobs_kernel(
     logits_ptr: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
+    step_b: tl.tensor,
+    step_t: tl.tensor,
+    unit: tl.tensor,
     T: tl.tensor,
     targets_ptr: tl.tensor,
     live_ptr: tl.tensor,
@@ -45,7 +48,7 @@ def token_logprobs_kernel(
     if live_ptr is not None:
         live = tl.load(live_ptr + row) != 0
     if live:
-        row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t)
+        row_ptr = logits_ptr + row_offset(row, T, step_b, step_t, unit)
         target = tl.load(targets_ptr + row).to(tl.int32)
         peak, log_sum, logp, entropy = row_statistics(row_ptr, target, vocab, inv_temperature, PARTS, THREADS, VECTOR)
     tl.store(logp_ptr + row, logp)
@@ -54,14 +57,16 @@ def token_logprobs_kernel(
     tl.store(log_sum_ptr + row, log_sum)
 
 
-@jit(do_not_specialize=UNSPECIALISED)
+@jit(do_not_specialize=UNSPECIALISED_WITH_GRADIENT)
 def token_logprobs_backward_kernel(
     logits_ptr: tl.tensor,
-    stride_b: tl.tensor,
-    stride_t: tl.tensor,
+    step_b: tl.tensor,
+    step_t: tl.tensor,
+    unit: tl.tensor,
     grad_ptr: tl.tensor,
-    grad_stride_b: tl.tensor,
-    grad_stride_t: tl.tensor,
+    grad_step_b: tl.tensor,
+    grad_step_t: tl.tensor,
+    grad_unit: tl.tensor,
     T: tl.tensor,
     targets_ptr: tl.tensor,
     logp_ptr: tl.tensor,
@@ -85,10 +90,10 @@ def token_logprobs_backward_kernel(
     entropy_slope = 0.0
     if grad_entropy_ptr is not None:
         entropy_slope = tl.load(grad_entropy_ptr + row)
-    grad_row_ptr = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t)
+    grad_row_ptr = grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit)
     if (slope != 0) | (entropy_slope != 0):
         write_row_gradient(
-            logits_ptr + row_offset(row, T, stride_b, stride_t),
+            logits_ptr + row_offset(row, T, step_b, step_t, unit),
             grad_row_ptr,
             tl.load(targets_ptr + row).to(tl.int32),
             vocab,
@@ -110,11 +115,16 @@ def token_logprobs_backward_kernel(
 
 
 class Rows(NamedTuple):
-    """Row `b * T + t` of a tensor begins `b * stride_b + t * stride_t` elements from its start."""
+    """Row `b * T + t` of a tensor begins `(b * step_b + t * step_t) * unit` elements from its start.
+
+    The unit is the strides' greatest common divisor: V, mostly, or with padding columns more. So where rows are aligned
+    it says so, for every T.
+    """
 
     tensor: Tensor
-    stride_b: int
-    stride_t: int
+    step_b: int
+    step_t: int
+    unit: int
     T: int
 
 
@@ -122,11 +132,11 @@ def rows_of(x: Tensor) -> Rows:
     """`x` `[..., V]` as N rows with unit stride, without a copy where its leading dimensions fold into two."""
     if x.stride(-1) != 1:
         x = x.contiguous()
-    if x.ndim == 2:
-        return Rows(x, 0, x.stride(0), max(1, x.shape[0]))
     if x.ndim > 3:
         x = x.flatten(0, -3)  # a view where the strides allow it
-    return Rows(x, x.stride(0), x.stride(1), max(1, x.shape[1]))
+    stride_b, stride_t = (0, x.stride(0)) if x.ndim == 2 else x.stride()[:2]
+    unit = max(1, math.gcd(stride_b, stride_t))
+    return Rows(x, stride_b // unit, stride_t // unit, unit, max(1, x.shape[-2]))
 
 
 def launch_forward(
@@ -162,7 +172,7 @@ def launch_backward(
     incoming = [None if x_N is None else x_N.contiguous() for x_N in (grad_logp_N, grad_entropy_N)]
     with device_of(logits):
         token_logprobs_backward_kernel[(targets_N.numel(),)](
-            *x[:3], *grads[:3], x.T, targets_N.contiguous(), *saved, *incoming,
+            *x[:4], *grads[:4], x.T, targets_N.contiguous(), *saved, *incoming,
             vocab_size, logits.shape[-1], 1.0 / temperature,
             **tile_for(logits, vocab_size).arguments(),
         )  # fmt: skip

@@ -113,17 +113,27 @@ def check_head(model: Any, head: CausalLMHead) -> None:
     tokens = torch.linspace(1, vocab_size - 1, 8, device=device).long()[None]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    seen: dict[str, Any] = {}  # accelerate wraps a model's forward into autocast, so the precision is known inside only
+
+    def look(_: Any, __: Any, outputs: Any) -> None:
+        seen["hidden"] = outputs.last_hidden_state[:, :-1]
+        seen["dtype"] = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+    hook = model.base_model.register_forward_hook(look)
     try:
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float() / head.temperature
     finally:
+        hook.remove()
         for module, training in modes:
             module.training = training
     targets = tokens[:, 1:]
-    ours = head.token_logprobs(model, hidden, targets, torch.ones_like(targets)).logp
+    with torch.autocast(device.type, dtype=seen["dtype"], enabled=seen["dtype"] is not None):
+        ours = head.token_logprobs(model, seen["hidden"], targets, torch.ones_like(targets)).logp
     theirs = logits.log_softmax(-1).gather(-1, targets.to(logits.device)[..., None]).squeeze(-1).to(ours.device)
     error = (ours - theirs).abs().max().item()
-    tolerance = (1e-4 if hidden.dtype == torch.float32 else 5e-2) * max(1.0, theirs.abs().max().item())
+    # Two logits enter a log-probability, each rounded once here and once there.
+    precision = 1e-4 if (seen["dtype"] or seen["hidden"].dtype) == torch.float32 else 2**-7
+    tolerance = precision * max(1.0, logits.abs().max().item())
     if not error <= tolerance:
         raise ValueError(
             f"{name}: the fused head does not give this model's logits: log-probabilities differ by {error:.3g} nats "

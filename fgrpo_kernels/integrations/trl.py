@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,10 @@ from fgrpo_kernels.integrations.trl_step import FusedStep, plan_step
 
 Metrics = Literal["all", "informative"]
 TESTED_TRL = "1.16."
+# TRL's own functions between a batch and its loss, before anybody patched the class.
+_TRLS = {
+    name: getattr(GRPOTrainer, name) for name in ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies")
+}
 
 
 class FusedGRPOTrainer(GRPOTrainer):
@@ -37,7 +42,8 @@ def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRP
     """Equip a GRPOTrainer, before or after it has trained; losses, gradients and metrics stay TRL's.
 
     Args:
-        trainer: any GRPOTrainer. A subclass with its own loss keeps it, and gets the fused head only.
+        trainer: any GRPOTrainer. One with a loss of its own, in a subclass or patched on, keeps it, and gets the fused
+            head only.
         metrics: "all": TRL's metrics, over the tokens that TRL takes. "informative": entropy, KL and clip ratios come
             from the loss's own pass, over the tokens that carry signal, and tokens without any cost nothing; see
             docs/plug_in.md.
@@ -60,6 +66,8 @@ def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRP
     if plug is None:
         _refuse_zero3(trainer)
         plug = _Plug(trainer)
+        # Its own loss, if it has one that is no method of its class, goes on behind ours.
+        plug.own_loss = vars(trainer).get("_compute_loss")
         vars(trainer).update(_fgrpo_plug=plug, _compute_loss=types.MethodType(_compute_loss, trainer))
     plug.metrics = metrics
     plug.enable(True)
@@ -87,6 +95,7 @@ class _Plug:
     """What a trainer has been equipped with: a fused head for the policy and for the reference model."""
 
     metrics: Metrics
+    own_loss: Callable[..., Tensor] | None = None
 
     def __init__(self, trainer: Any) -> None:
         in_float32 = trainer.args.cast_lm_head_to_fp32
@@ -95,12 +104,16 @@ class _Plug:
         for model, head in zip(models, heads, strict=True):
             check_head(model, head)
         self.policy, *self._others = [_FusedForward(m, h) for m, h in zip(models, heads, strict=True)]
-        own_loss = ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies")
-        self.losses_are_trls = all(getattr(type(trainer), name) is getattr(GRPOTrainer, name) for name in own_loss)
 
     def enable(self, on: bool) -> None:
         for forward in (self.policy, *self._others):
             forward.enabled = on
+
+    def takes_trls_loss(self, trainer: Any) -> bool:
+        """Nobody has put a loss of their own in TRL's place: not in a subclass, and not by a patch since."""
+        functions = {name: getattr(getattr(trainer, name), "__func__", None) for name in _TRLS}
+        functions["_compute_loss"] = type(trainer)._compute_loss if self.own_loss is None else self.own_loss
+        return functions == _TRLS
 
 
 def _plain_model(model: Any) -> Any:
@@ -133,7 +146,8 @@ class _FusedForward:
         def forward(
             module: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
         ) -> Any:
-            if not (fused_lm_head and self.enabled) or labels is None:
+            for_others = {"shift_labels", "num_items_in_batch"} & kwargs.keys()  # calls that GRPO does not make
+            if not (fused_lm_head and self.enabled) or labels is None or for_others:
                 extra = {"labels": labels} if labels is not None else {}
                 return trl_forward(*args, **({"fused_lm_head": True} if fused_lm_head else {}), **extra, **kwargs)
             return self._scores(module, labels, *args, **kwargs)
@@ -148,11 +162,13 @@ class _FusedForward:
         hidden, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
         if self.step is not None:
             return FusedCausalLMOutput(log_probs=self.step.run(self.head, model, hidden, targets))
-        logp, entropy = self.head.token_logprobs(model, hidden, targets, targets != -100)
-        aux_loss = None
+        mask = targets != -100
+        logp, entropy = self.head.token_logprobs(model, hidden, targets, mask)
+        loss, aux_loss = -logp.sum() / mask.sum().clamp(min=1), None
         if kwargs.get("output_router_logits"):
             aux_loss = _load_balancing_loss(config, outputs.router_logits, kwargs.get("attention_mask"))
-        return FusedCausalLMOutput(log_probs=logp, entropy=entropy, aux_loss=aux_loss)
+            loss = loss + getattr(config, "router_aux_loss_coef", 0.0) * aux_loss
+        return FusedCausalLMOutput(loss=loss, log_probs=logp, entropy=entropy, label_mask=mask, aux_loss=aux_loss)
 
 
 def _load_balancing_loss(config: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
@@ -167,10 +183,11 @@ def _compute_loss(self: Any, model: nn.Module, inputs: dict[str, Any]) -> Tensor
     """In place of `GRPOTrainer._compute_loss`: that itself, or loss and gradient in one pass through the LM head."""
     plug: _Plug = self._fgrpo_plug
     step = None
-    if plug.policy.enabled and plug.losses_are_trls and torch.is_grad_enabled():
+    if plug.policy.enabled and plug.takes_trls_loss(self) and torch.is_grad_enabled():
         step = plan_step(self, inputs, informative_only=plug.metrics == "informative")
     if step is None:
-        loss: Tensor = type(self)._compute_loss(self, model, inputs)
+        own_loss = plug.own_loss or functools.partial(type(self)._compute_loss, self)
+        loss: Tensor = own_loss(model, inputs)
         return loss
     plug.policy.step = step
     try:

@@ -57,6 +57,7 @@ def plan_step(trainer: Any, inputs: dict[str, Any], *, informative_only: bool) -
         or trainer.off_policy_mask_threshold is not None
         or trainer._entropy_bonus_enabled
         or trainer.aux_loss_enabled
+        or inputs["completion_mask"].shape[1] == 1  # TRL's metrics take [B, 1] for one value a sequence
         or (args.delta is not None and args.delta < 1.0)
         # The KL term has the loss's weights, its metric is a mean over tokens: one pass gives both if they agree.
         or (trainer.beta != 0.0 and reduction == "grpo")
@@ -137,7 +138,11 @@ class FusedStep:
             self.mask.shape[1],
             **{name: inputs.get(name) for name in _OF_MODEL},
         )
-        assert self.metrics is not None, "the model's forward was not the fused one"
+        if self.metrics is None:
+            raise RuntimeError(
+                "FusedGRPOTrainer: the model's forward is no longer this trainer's fused one. Was another trainer made "
+                "from the same model since? Give each its own copy"
+            )
         self._log()
         return logp[0, 0]
 

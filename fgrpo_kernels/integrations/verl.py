@@ -199,11 +199,16 @@ def _metrics(objective: Objective, tokens: Tokens) -> dict[str, Any]:
 class FusedLinearForPPO(nn.Module):
     """In place of verl's class of this name: log-probabilities and entropies from hidden states, without logits.
 
-    `chunk_size` and `impl_backend` are taken for verl's sake; the op chooses its own blocks.
+    `chunk_size` is taken for verl's sake; the op chooses its own blocks. Of `impl_backend` it is "torch".
     """
 
     def __init__(self, chunk_size: int = 512, impl_backend: str = "torch") -> None:
         super().__init__()
+        if impl_backend != "torch":
+            raise ValueError(
+                f"FusedLinearForPPO: fgrpo_kernels takes the place of impl_backend='torch', got {impl_backend!r}; "
+                "choose that one, or leave fgrpo_kernels.integrations.verl_install out"
+            )
 
     def forward(
         self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float = 1.0

@@ -34,7 +34,8 @@ class CISPO:
 
     Args:
         low: lower bound of the ratio itself, not a distance from 1. TRL has none, 0; verl has `1 - clip_ratio_low`.
-        high: upper bound of the ratio (TRL's `epsilon_high`, 5.0 in ScaleRL; verl's `1 + clip_ratio_high`).
+        high: upper bound of the ratio, `math.inf` for none (TRL's `epsilon_high`, 5.0 in ScaleRL; verl's
+            `1 + clip_ratio_high`).
         level: "token", or "sequence": the ratio is that of the sequence's mean log-ratio (see `PPOClip`).
     """
 
@@ -44,7 +45,7 @@ class CISPO:
 
     def __post_init__(self) -> None:
         check_level(self)
-        if not (0 <= self.low <= self.high and 0 < self.high < math.inf):
+        if not (0 <= self.low <= self.high and self.low < math.inf and self.high > 0):
             raise ValueError(f"CISPO: low and high bound the ratio itself, 0 <= low <= high, got {self!r}")
 
     @property

@@ -19,7 +19,7 @@ def partial_token_stats(
         logits_shard = logits_shard.float()
     scaled = logits_shard / temperature
     is_target = torch.arange(scaled.shape[-1], device=scaled.device) == (targets - vocab_start).unsqueeze(-1)
-    peak = scaled.detach().amax(-1)
+    peak = torch.nn.functional.pad(scaled.detach(), (0, 1), value=-torch.inf).amax(-1)  # a shard may have no columns
     peak = torch.where(peak == -torch.inf, 0.0, peak)
     shifted = scaled - peak.unsqueeze(-1)
     absent = is_target | (scaled == -torch.inf)

@@ -143,12 +143,13 @@ def test_options(name, tmp_path, fused_losses):
     assert len(fused_losses) == fused
 
 
-def test_bfloat16(tmp_path, fused_losses):
+@pytest.mark.parametrize("beta", [0.0, 0.04], ids=["policy", "policy and reference"])
+def test_bfloat16(beta, tmp_path, fused_losses):
     """Under autocast both round their logits to bfloat16, at different places.
 
     With a learning rate of 0, or the two models, a little apart after a step, would soon sample different completions.
     """
-    options = {"steps": 4, "learning_rate": 0.0, "bf16": True}
+    options = {"steps": 4, "learning_rate": 0.0, "bf16": True, "beta": beta}
     theirs = train(tmp_path, **options)
     assert_same_curve(train(tmp_path, accelerate_trainer, **options), theirs, rtol=3e-2)
     assert len(fused_losses) == 4

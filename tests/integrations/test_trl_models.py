@@ -3,6 +3,8 @@
 B sequences   T completion tokens   V vocabulary   H hidden size
 """
 
+import types
+
 import pytest
 import torch
 
@@ -169,6 +171,73 @@ def test_a_subclass_keeps_its_loss(tmp_path):
     theirs = loss_and_gradients(trainer, inputs)
     ours = loss_and_gradients(accelerate_trainer(trainer), inputs)
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("where", ["object", "class"])
+@pytest.mark.parametrize("name", ["compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_patched_loss_is_kept(name, where, before, tmp_path, monkeypatch):
+    trainer, _ = make_trainer(tmp_path, model=tiny("plain"))
+    own, calls = getattr(trl.GRPOTrainer, name), []
+
+    def patched(self, *args, **options):
+        calls.append(1)
+        result = own(self, *args, **options)
+        return 2 * result if isinstance(result, torch.Tensor) else (2 * result[0], *result[1:])
+
+    def patch():
+        owner = trl.GRPOTrainer if where == "class" else trainer
+        monkeypatch.setattr(owner, name, patched if where == "class" else types.MethodType(patched, trainer))
+
+    if before:
+        patch()
+        accelerate_trainer(trainer)
+    else:
+        accelerate_trainer(trainer)
+        patch()
+    inputs = make_inputs()
+    ours = loss_and_gradients(trainer, inputs)
+    assert len(calls) == 1
+    theirs = loss_and_gradients(restore_trainer(trainer), inputs)
+    assert len(calls) == 2
+    torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-6)
+
+
+def test_a_trainer_that_has_trained_in_bfloat16(tmp_path):
+    """accelerate has put its model's forward into autocast by then."""
+    trainer, _ = make_trainer(tmp_path, steps=1, bf16=True)
+    trainer.train()
+    assert accelerate_trainer(trainer)._fgrpo_plug.policy.enabled
+
+
+def test_another_trainer_of_the_same_model_is_named(tmp_path):
+    model = tiny("plain")
+    trainer, _ = make_trainer(tmp_path, model=model)
+    accelerate_trainer(trainer)
+    make_trainer(tmp_path, model=model)
+    with pytest.raises(RuntimeError, match="Was another trainer made from the same model"):
+        loss_and_gradients(trainer, make_inputs())
+
+
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": 5}, {"shift": True}], ids=["plain", "count", "shifted"])
+def test_direct_calls_of_the_fused_model(options, tmp_path):
+    trainer, _ = make_trainer(tmp_path, model=tiny("plain"))
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    options = {"shift_labels": tokens} if "shift" in options else options
+    call = {"input_ids": tokens, "labels": tokens, "fused_lm_head": True, **options}
+    theirs = trainer.model(**call)
+    ours = accelerate_trainer(trainer).model(**call)
+    for name in ("loss", "log_probs", "entropy", "label_mask"):
+        torch.testing.assert_close(ours[name], theirs[name], msg=name)
+
+
+def test_completions_of_one_token(tmp_path):
+    """TRL takes `[B, 1]` for one value a sequence."""
+    trainer, _ = make_trainer(tmp_path, model=tiny("plain"))
+    inputs = make_inputs(length=1)
+    inputs["completion_mask"][2] = 0
+    theirs = loss_and_gradients(trainer, inputs)
+    torch.testing.assert_close(loss_and_gradients(accelerate_trainer(trainer), inputs), theirs, rtol=2e-4, atol=2e-6)
 
 
 def test_evaluation(tmp_path):

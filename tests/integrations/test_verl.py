@@ -195,3 +195,8 @@ def test_another_version_is_refused(fake_verl):
     fake_verl[0].__version__ = "0.10.0"
     with pytest.raises(ImportError, match=r"made for verl 0\.9\.x, found 0\.10\.0"):
         plug.install()
+
+
+def test_another_backend_is_refused():
+    with pytest.raises(ValueError, match=r"place of impl_backend='torch', got 'liger'"):
+        plug.FusedLinearForPPO(impl_backend="liger")

@@ -22,7 +22,7 @@ from fgrpo_kernels.gpu.delta_codec import BFLOAT16S, FLOAT32S, tile_of_blocks, t
 from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
 from fgrpo_kernels.gpu.delta_codec_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
 from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
-from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel, scale_kernel
+from fgrpo_kernels.gpu.grpo_loss import SCALE_BLOCK, grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
 from fgrpo_kernels.gpu.policy_kernels import finish_kernel, live_rows_kernel, policy_terms_kernel
@@ -45,9 +45,9 @@ NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 INTEGERS = (
     *("T", "N", "B", "S", "length", "vocab", "columns", "group_size", "num_rewards", "vocab_start"),
-    *("seed_low", "seed_high"),
+    *("seed_low", "seed_high", "blocks", "tail"),
 )
-# What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' strides.
+# What a launcher finds divisible by 16 with a vocabulary that is: pointers, the vocabulary and the rows' unit.
 DIVISIBLE = ("vocab", "columns", "size")
 POINTERS = {
     "targets_ptr": "*i64",
@@ -132,7 +132,7 @@ def variants(architecture: str) -> Iterator[Variant]:
         constants = {"OBJECTIVE": objective, "BLOCK": BLOCK, **options, **full}
         yield Variant(f"policy terms, {name}, sequences", policy_terms_kernel, "fp32", 0, constants, TERMS_WARPS)
     yield Variant("end of the policy terms", finish_kernel, "fp32", 0, {"BLOCK": BLOCK}, 4)
-    yield Variant("scaling of a gradient", scale_kernel, "bf16", 0, {"BLOCK": 4096}, 8)
+    yield Variant("scaling of a gradient", scale_kernel, "bf16", 0, {"BLOCK": SCALE_BLOCK}, 8)
     for name, kernel in (("soft cap", softcap_kernel), ("slope of a soft cap", softcap_slope_kernel)):
         yield Variant(name, kernel, "bf16", 0, {"BLOCK": SOFTCAP_BLOCK}, SOFTCAP_WARPS)
     groups = {"SCALE": "group", "LEAVE_ONE_OUT": False, "BLOCK": 8, "BATCH_BLOCK": MAX_BLOCK}
@@ -186,7 +186,7 @@ def compiled_code(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     divisible = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in DIVISIBLE or "stride" in name
+        if kind.startswith("*") or name in DIVISIBLE or "stride" in name or "unit" in name
     }
     source = ASTSource(variant.kernel, signature, variant.constants, divisible)
     options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fp_fusion}
@@ -202,7 +202,7 @@ def _type(name: str, variant: Variant) -> str:
         return POINTERS.get(name, "*fp32")
     if "stride" in name or name in ("size", "P"):
         return "i64"
-    return "i32" if name in INTEGERS else "fp32"
+    return "i32" if name in INTEGERS or "step_" in name or "unit" in name else "fp32"
 
 
 def _resources_of_cubin(asm: dict[str, Any], variant: Variant) -> Resources:

@@ -74,6 +74,7 @@ def test_options(op, level, options, trl_options):
 
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3", "k3_is"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.pytorch_path
 def test_gradcheck(level, kl):
     case = make_case()
     arguments = arguments_of(case, "grpo", ref_logp=case.ref_logp_BT, policy_factor=case.factor_BT)

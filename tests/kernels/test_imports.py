@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fgrpo_kernels
+
+pytestmark = pytest.mark.pytorch_path
 
 PACKAGE = Path(fgrpo_kernels.__file__).parent
 

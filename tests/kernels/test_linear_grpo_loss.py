@@ -79,6 +79,7 @@ def test_packed_rows_in_any_order(block_rows, level):
 
 @pytest.mark.parametrize("block_rows", [pytest.param(5, id="small-blocks")], indirect=True)
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.pytorch_path
 def test_gradcheck(block_rows, level):
     case = make_case()
     arguments = arguments_of(case, level, beta=0.1, entropy_coef=0.05, policy_factor=case.factor_BT)
@@ -107,18 +108,18 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_logits_of_all_rows_never_exist(monkeypatch, level):
-    N, vocab, hidden_size = 400, 500, 8
+    N, vocab, hidden_size, block = 100, 500, 4, 10
     rng = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, hidden_size, generator=rng).requires_grad_()
     weight = torch.randn(vocab, hidden_size, generator=rng).requires_grad_()
     targets = torch.randint(vocab, (N,), generator=rng)
-    arguments = {"weights": torch.ones(N), "sequence_ids": torch.arange(N) // 20, "objective": PPOClip(level=level)}
+    arguments = {"weights": torch.ones(N), "sequence_ids": torch.arange(N) // 5, "objective": PPOClip(level=level)}
     monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", 40 * vocab * 4)
+    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", block * vocab * 4)
     with LargestTensor(vocab) as seen:
         linear_grpo_loss(hidden, weight, targets, torch.randn(20, generator=rng), **arguments).loss.backward()
     columns = 512 if uses_triton(hidden) else vocab  # a kernel's rows are aligned
-    assert seen.nbytes == 40 * columns * 4
+    assert seen.nbytes == block * columns * 4
     assert seen.product_rows == (N if level == "token" else 2 * N)
     with LargestTensor() as seen:
         reference.linear_grpo_loss(hidden, weight, targets, torch.randn(20, generator=rng), **arguments)

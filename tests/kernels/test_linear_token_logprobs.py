@@ -34,6 +34,7 @@ def test_equals_the_reference(small_blocks, temperature, with_bias, masked):
     torch.testing.assert_close(run(linear_token_logprobs, case, **arguments), expected)
 
 
+@pytest.mark.pytorch_path
 def test_gradcheck(small_blocks):
     case = make_case()
 

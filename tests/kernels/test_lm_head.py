@@ -107,7 +107,7 @@ def test_any_block_size_and_any_order_of_rows(monkeypatch, op):
     head = {"low_rank": True, "logit_softcap": 3.0}
     tensors = leaves(torch.float32)
     expected = run(FgrpoKernels, op, tensors, head)
-    for rows in (1, 2, 7, 16):
+    for rows in (7,) if INTERPRETED else (1, 2, 7, 16):
         limited_to(rows, monkeypatch)
         for got, whole in zip(run(FgrpoKernels, op, tensors, head), expected, strict=True):
             # A loss is a sum of terms of both signs and of size about 1: its roundings are of their size, not its own.

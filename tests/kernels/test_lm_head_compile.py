@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_cases import T, V, make_case
+from loss_cases import V, make_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fgrpo_kernels import PPOClip, linear_grpo_loss, linear_token_logprobs, token_weights
@@ -54,7 +54,7 @@ def test_compiles_whole_and_once_for_every_length(level):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
     compiles = []
-    for length in (T, T - 2, T - 5):
+    for length in (3, 2):
         results = []
         for function in (step, compiled):
             hidden, *others = (
@@ -66,4 +66,4 @@ def test_compiles_whole_and_once_for_every_length(level):
             results.append((loss.detach(), hidden.grad, weight.grad, metrics))
         torch.testing.assert_close(results[1], results[0])
         compiles.append(counter.frame_count)
-    assert compiles == compiles[:1] * 3
+    assert compiles == compiles[:1] * len(compiles)

@@ -63,6 +63,17 @@ def test_gradient_of_a_target_far_ahead(margin):
     torch.testing.assert_close(gradient[0, 3], -rest / 3 / (1 + rest), rtol=1e-4, atol=0)
 
 
+def test_an_empty_shard_beside_logits_far_below_0():
+    """Of nothing but -inf, or of no columns: it has no say, whatever the others' size."""
+    logits = torch.cat([torch.full((1, 5), -torch.inf), torch.full((1, 5), -200.0)], 1)
+    logits[0, 6] = -199.0
+    targets, slopes = torch.tensor([6]), torch.ones(2, 1)
+    exact = whole(logits.double(), targets, slopes.double(), 1.0)
+    for splits in ((0, 5, 10), (0, 0, 5, 5, 10)):
+        for ours, expected in zip(merged(logits, targets, splits, slopes, 1.0), exact, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_only_ones_own_part_needs_a_gradient():
     """As after an all-gather: the others' statistics are constants."""
     logits, targets, slopes = case(torch.float32)

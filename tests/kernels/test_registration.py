@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from loss_cases import T, V, make_case
+from loss_cases import V, make_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fgrpo_kernels import VESPO, PPOClip, group_advantages, grpo_loss, token_logprobs, token_weights
+from fgrpo_kernels import (
+    VESPO,
+    PPOClip,
+    group_advantages,
+    grpo_loss,
+    importance_weights,
+    token_logprobs,
+    token_weights,
+    top_entropy_mask,
+)
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu.group_advantages import group_advantages as group_advantages_op
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_tokens, scale_
@@ -124,7 +133,7 @@ def test_losses_compile_whole_and_once_for_every_length(objective, layout):
         entropy = token_logprobs(tensors["logits"], tensors["targets"]).entropy
         return result.loss - 0.01 * (tensors["weights"] * entropy).sum(), result.metrics
 
-    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (T, T - 2, T - 5)]
+    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (3, 2)]
     if layout == "packed":
         ids = torch.arange(len(case.mask_BT))[:, None].expand_as(case.mask_BT)
         batches = [
@@ -146,4 +155,20 @@ def test_advantages_compile_whole(groups):
         return (leaf * result.advantages).sum(), result
 
     batches = [{"rewards": torch.randn(n), "leaf": torch.randn(n)} for n in (12, 24, 9)]
+    compiles_once(step, batches, "leaf")
+
+
+def test_weights_and_factors_compile_whole():
+    def step(entropy, logp, old_logp, mask, leaf):
+        weights = token_weights(mask, "grpo", num_sequences=(mask != 0).any(1).sum())
+        factor = top_entropy_mask(entropy, mask) * importance_weights(logp, old_logp, mask)
+        return (leaf * weights * factor).sum(), (weights, factor)
+
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(2, 7), (3, 9), (4, 5)]
+    batches = [
+        {name: torch.rand(*shape, generator=rng) for name in ("entropy", "logp", "old_logp", "leaf")}
+        | {"mask": (torch.rand(*shape, generator=rng) < 0.8).float()}
+        for shape in shapes
+    ]
     compiles_once(step, batches, "leaf")

@@ -19,6 +19,7 @@ def run(op, logits, targets, grad_logp, grad_entropy, **arguments):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("shape", [(1, 5), (7, 33), (2, 3, 130), (2, 2, 2, 3)], ids=str)
+@pytest.mark.pytorch_path
 def test_gradcheck(shape, temperature):
     targets = torch.randint(shape[-1], shape[:-1], generator=torch.Generator().manual_seed(1))
     logits = randn(*shape).requires_grad_()

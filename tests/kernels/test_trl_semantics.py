@@ -14,13 +14,16 @@ if not trl.__version__.startswith("1.16."):
 
 from trl_harness import (  # noqa: E402
     HIGH,
+    KLS,
     LENGTHS,
     LOW,
     REDUCTION,
+    RUNS,
     B,
     Result,
     T,
     assert_same,
+    compare,
     make_batch,
     objective_of,
     our_result,
@@ -35,33 +38,15 @@ from fgrpo_kernels import (  # noqa: E402
     grpo_loss,
     importance_weights,
     off_policy_mask,
-    reference,
     token_logprobs,
     top_entropy_mask,
 )
-from fgrpo_kernels.jit import INTERPRETED  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own
-
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),  # TRL's own
+    pytest.mark.pytorch_path,  # float64, but for a rerun in float32: test_trl_float32.py has the kernels
+]
 LEVELS = ["token", "sequence"]
-KLS = {
-    "no-kl": ({"beta": 0.0}, {"beta": 0.0}),
-    "k3": ({"beta": 0.04, "use_bias_correction_kl": False}, {"beta": 0.04, "kl": "k3"}),
-    "k3_is": ({"beta": 0.04, "use_bias_correction_kl": True}, {"beta": 0.04, "kl": "k3_is"}),
-}
-EXACT_RUNS = [("op, float64", grpo_loss, torch.float64), ("reference, float64", reference.grpo_loss, torch.float64)]
-FLOAT32_RUN = ("op, float32", grpo_loss, torch.float32)
-# Triton's interpreter takes seconds for a loss: there `test_kernels` stands for the whole.
-RUNS = EXACT_RUNS if INTERPRETED else [*EXACT_RUNS, FLOAT32_RUN]
-
-
-def compare(batch, loss_type, trl_options=None, *, level="token", objective=None, weights=None, runs=RUNS, **options):
-    """TRL's result on the batch against each of ours."""
-    expected = trl_result(batch, loss_type, level=level, **trl_options or {})
-    weights = weights_of(batch, loss_type) if weights is None else weights
-    objective = objective or objective_of(loss_type, level)
-    for name, op, dtype in runs:
-        assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **options), expected, name)
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["off-policy", "on-policy"])
@@ -72,17 +57,6 @@ def compare(batch, loss_type, trl_options=None, *, level="token", objective=None
 def test_table(loss_type, level, kl, pattern, old):
     trl_options, options = KLS[kl]
     compare(make_batch(pattern, old=old), loss_type, trl_options, level=level, **options)
-
-
-@pytest.mark.parametrize("kl", KLS)
-@pytest.mark.parametrize(
-    ("loss_type", "level"),
-    [("dapo", "token"), ("grpo", "sequence"), ("cispo", "token"), ("sapo", "token"), ("vespo", "token")],
-)
-def test_kernels(loss_type, level, kl):
-    """Every objective with every KL in float32: in the interpreter, the Triton kernels."""
-    trl_options, options = KLS[kl]
-    compare(make_batch(), loss_type, trl_options, level=level, runs=[FLOAT32_RUN], **options)
 
 
 @pytest.mark.parametrize("delta", [1.1, 2.0])  # under and over 1 + HIGH
@@ -253,38 +227,6 @@ def test_vespo_correction_is_the_samplers_logp():
     truncated = trl_result(batch, "vespo", importance_ratio=capped)
     ours = our_result(grpo_loss, batch, weights_of(batch, "vespo"), objective=VESPO(), old_logp=batch.sampling_logp)
     assert (ours.loss - truncated.loss).abs() > 1e-3
-
-
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_log_ratios_past_float32_stay_finite(sign):
-    """`e^100` is inf in float32. TRL's gradient is infinite or NaN, ours is 0 there and TRL's own elsewhere."""
-    batch = make_batch("full")
-    old_logp = batch.old_logp.clone()
-    far = 2 if sign > 0 else 3
-    assert batch.advantages[far] * sign > 0
-    old_logp[far, 1] -= 100
-    batch = dataclasses.replace(batch, old_logp=old_logp)
-    theirs = trl_result(batch, "grpo", dtype=torch.float32)
-    assert not theirs.gradient[far, 1].isfinite().any()
-
-    ours = our_result(grpo_loss, batch, weights_of(batch, "grpo"), dtype=torch.float32, objective=objective_of("grpo"))
-    assert ours.loss.isfinite()
-    assert ours.gradient[far, 1].eq(0).all()
-    elsewhere = torch.ones(B, T, dtype=torch.bool)
-    elsewhere[far, 1] = False
-    torch.testing.assert_close(ours.gradient[elsewhere], theirs.gradient[elsewhere], rtol=1e-5, atol=1e-7)
-
-
-def test_a_small_kl_keeps_its_digits():
-    """At `d = 2e-4`, `exp(d) - d - 1` in float32 is one rounding error; `expm1(d) - d` is right."""
-    batch = make_batch("full", old=False)
-    logp, _ = batch.logp_and_entropy(batch.logits)
-    batch = dataclasses.replace(batch, ref_logp=logp + 2e-4, advantages=torch.zeros(B).double())
-    exact = 2e-8 + 2e-4**3 / 6
-    theirs = trl_result(batch, "dapo", dtype=torch.float32, beta=1.0, use_bias_correction_kl=False)
-    ours = our_result(grpo_loss, batch, weights_of(batch, "dapo"), dtype=torch.float32, beta=1.0)
-    assert abs(theirs.loss.item() - exact) > 0.1 * exact
-    assert ours.loss.item() == pytest.approx(exact, rel=0.01)
 
 
 def test_what_the_mask_leaves_out_may_be_nan():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from fgrpo_kernels import CISPO, SAPO, VESPO, GRPOLoss, Objective, PPOClip, token_weights
+from fgrpo_kernels import CISPO, SAPO, VESPO, GRPOLoss, Objective, PPOClip, grpo_loss, reference, token_weights
 from fgrpo_kernels.objectives.base import Level, Tokens
 
 B, T, V = 8, 6, 11
@@ -38,6 +38,11 @@ LENGTHS = {  # tokens of each completion
     "holes": [6, 5, 6, 6, 4, 5, 6, 3],
     "empty-row": [6, 5, 4, 6, 3, 4, 5, 0],
     "nothing": [0] * B,
+}
+KLS = {  # TRL's options and ours
+    "no-kl": ({"beta": 0.0}, {"beta": 0.0}),
+    "k3": ({"beta": 0.04, "use_bias_correction_kl": False}, {"beta": 0.04, "kl": "k3"}),
+    "k3_is": ({"beta": 0.04, "use_bias_correction_kl": True}, {"beta": 0.04, "kl": "k3_is"}),
 }
 
 
@@ -266,3 +271,27 @@ def assert_same(ours: Result, trl: Result, name: str) -> None:
         torch.testing.assert_close(
             x.double(), expected, rtol=rtol, atol=atol * scale, msg=lambda text, what=what: f"{name}, {what}: {text}"
         )
+
+
+EXACT_RUNS = [("op, float64", grpo_loss, torch.float64), ("reference, float64", reference.grpo_loss, torch.float64)]
+FLOAT32_RUN = ("op, float32", grpo_loss, torch.float32)
+RUNS = [*EXACT_RUNS, FLOAT32_RUN]
+
+
+def compare(
+    batch: Batch,
+    loss_type: str,
+    trl_options: dict[str, Any] | None = None,
+    *,
+    level: Level = "token",
+    objective: Objective | None = None,
+    weights: Tensor | None = None,
+    runs: list[tuple[str, Any, torch.dtype]] = RUNS,
+    **options: Any,
+) -> None:
+    """TRL's result on the batch against each of ours."""
+    expected = trl_result(batch, loss_type, level=level, **trl_options or {})
+    weights = weights_of(batch, loss_type) if weights is None else weights
+    objective = objective or objective_of(loss_type, level)
+    for name, op, dtype in runs:
+        assert_same(our_result(op, batch, weights, dtype=dtype, objective=objective, **options), expected, name)
