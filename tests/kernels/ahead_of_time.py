@@ -215,9 +215,10 @@ def _resources_of_cubin(asm: dict[str, Any], variant: Variant) -> Resources:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", dump("-res-usage")))
-        sass = dump("-sass")
-    read, write = _loops(sass, 16 // BYTES[variant.dtype]) if variant.vocab else (None, None)
-    widest = max([int(bits) // 8 for bits in re.findall(r"LDG\.E[.\w]*?\.(64|128)\b", sass)] + [4])
+        # Disassembling takes longer than compiling, and only rows of logits have loops to count in.
+        read, write = _loops(dump("-sass"), 16 // BYTES[variant.dtype]) if variant.vocab else (None, None)
+    loads = re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b", asm["ptx"])
+    widest = max([int(count or 1) * int(bits) // 8 for count, bits in loads] + [4])
     spilled = int(usage["STACK"]) + int(usage.get("LOCAL", 0))
     return Resources(int(usage["REG"]), spilled, int(usage["SHARED"]), widest, read, write)
 

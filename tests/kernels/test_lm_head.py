@@ -86,6 +86,8 @@ def test_equals_the_reference(block_rows, op, head):
 def test_error_is_no_larger_than_plain_pytorch(monkeypatch, op, head, dtype):
     if INTERPRETED and dtype == torch.bfloat16 and "logit_softcap" in head:
         pytest.skip("the interpreter rounds bfloat16 towards 0, the capped logits too")
+    if INTERPRETED and dtype != torch.float32 and 0 < len(head) < 5:
+        pytest.skip("in the interpreter, seconds each: 16 bits with the plain head, and with everything")
     limited_to(17, monkeypatch)
     tensors = leaves(dtype)
     exact = run(reference, op, {name: x.double() for name, x in tensors.items()}, head)
