@@ -17,8 +17,9 @@ train-smollm2: $(READY)
 	$(BIN)/python scripts/get_smollm2.py models/smollm2
 	$(BIN)/fgrpo train configs/smollm2.yaml
 
-# A file's tests share what is costly to set up, so each file stays with one worker.
+# A file's tests share what is costly to set up, so each file stays with one worker; and each worker to one core.
 WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) tests/kernels
