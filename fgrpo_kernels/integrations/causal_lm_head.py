@@ -131,9 +131,10 @@ def check_head(model: Any, head: CausalLMHead) -> None:
         ours = head.token_logprobs(model, seen["hidden"], targets, torch.ones_like(targets)).logp
     theirs = logits.log_softmax(-1).gather(-1, targets.to(logits.device)[..., None]).squeeze(-1).to(ours.device)
     error = (ours - theirs).abs().max().item()
-    # Two logits enter a log-probability, each rounded once here and once there.
-    precision = 1e-4 if (seen["dtype"] or seen["hidden"].dtype) == torch.float32 else 2**-7
-    tolerance = precision * max(1.0, logits.abs().max().item())
+    if (seen["dtype"] or seen["hidden"].dtype) == torch.float32:
+        tolerance = 1e-4 * max(1.0, theirs.abs().max().item())
+    else:  # two logits enter a log-probability, each rounded to 16 bits once here and once there
+        tolerance = 2**-7 * max(1.0, logits.abs().max().item())
     if not error <= tolerance:
         raise ValueError(
             f"{name}: the fused head does not give this model's logits: log-probabilities differ by {error:.3g} nats "

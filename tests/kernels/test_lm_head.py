@@ -86,8 +86,6 @@ def test_equals_the_reference(block_rows, op, head):
 def test_error_is_no_larger_than_plain_pytorch(monkeypatch, op, head, dtype):
     if INTERPRETED and dtype == torch.bfloat16 and "logit_softcap" in head:
         pytest.skip("the interpreter rounds bfloat16 towards 0, the capped logits too")
-    if INTERPRETED and dtype != torch.float32 and 0 < len(head) < 5:
-        pytest.skip("in the interpreter, seconds each: 16 bits with the plain head, and with everything")
     limited_to(17, monkeypatch)
     tensors = leaves(dtype)
     exact = run(reference, op, {name: x.double() for name, x in tensors.items()}, head)
@@ -109,12 +107,12 @@ def test_any_block_size_and_any_order_of_rows(monkeypatch, op):
     head = {"low_rank": True, "logit_softcap": 3.0}
     tensors = leaves(torch.float32)
     expected = run(FgrpoKernels, op, tensors, head)
-    for rows in (7,) if INTERPRETED else (1, 2, 7, 16):
+    for rows in (1, 2, 7, 16):
         limited_to(rows, monkeypatch)
         for got, whole in zip(run(FgrpoKernels, op, tensors, head), expected, strict=True):
-            # A loss is a sum of terms of both signs and of size about 1: its roundings are of their size, not its own.
-            size = whole.abs().max().clamp(min=1.0 if whole.dim() == 0 else 0.0)
-            assert (got - whole).abs().max() <= 2e-6 * size
+            # A loss is a sum of terms of both signs and of size about 1: it has some roundings of theirs besides.
+            of_terms = 3 * torch.finfo(torch.float32).eps if whole.dim() == 0 else 0.0
+            assert (got - whole).abs().max() <= 2e-6 * whole.abs().max() + of_terms
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -54,7 +54,7 @@ def test_compiles_whole_and_once_for_every_length(level):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
     compiles = []
-    for length in (3, 2):
+    for length in (4, 3, 2):
         results = []
         for function in (step, compiled):
             hidden, *others = (

@@ -18,6 +18,7 @@ from fgrpo_kernels import (
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu.group_advantages import group_advantages as group_advantages_op
 from fgrpo_kernels.gpu.grpo_loss import grpo_loss_tokens, scale_
+from fgrpo_kernels.gpu.partial_token_stats import partial_stats_backward, partial_stats_forward
 from fgrpo_kernels.gpu.policy_terms import live_rows, policy_terms
 from fgrpo_kernels.token_logprobs import token_logprobs_backward_, token_logprobs_forward
 
@@ -79,6 +80,15 @@ def test_opcheck_policy_terms(packed):
 
 
 @needs_triton
+def test_opcheck_partial_token_stats():
+    logits, targets, *_ = rows()
+    torch.library.opcheck(partial_stats_forward, (logits, targets, 3, 0.8))
+    logits = logits.detach()
+    peak, *slopes = partial_stats_forward(logits, targets, 3, 0.8)
+    torch.library.opcheck(partial_stats_backward, (logits, targets, peak, *map(torch.ones_like, slopes), 3, 0.8))
+
+
+@needs_triton
 @pytest.mark.parametrize("ids", [None, torch.arange(6) % 2], ids=["size", "ids"])
 def test_opcheck_group_advantages(ids):
     arguments = (
@@ -133,7 +143,7 @@ def test_losses_compile_whole_and_once_for_every_length(objective, layout):
         entropy = token_logprobs(tensors["logits"], tensors["targets"]).entropy
         return result.loss - 0.01 * (tensors["weights"] * entropy).sum(), result.metrics
 
-    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (3, 2)]
+    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (4, 3, 2)]
     if layout == "packed":
         ids = torch.arange(len(case.mask_BT))[:, None].expand_as(case.mask_BT)
         batches = [
