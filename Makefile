@@ -17,12 +17,12 @@ train-smollm2: $(READY)
 	$(BIN)/python scripts/get_smollm2.py models/smollm2
 	$(BIN)/fgrpo train configs/smollm2.yaml
 
-# A file's tests share what is costly to set up, so each file stays with one worker; and each worker to one core.
-WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Each worker keeps to one core. A file's tests share what is costly to set up; in the interpreter there is nothing of it.
+WORKERS := -n auto --maxprocesses 8 --no-loadscope-reorder
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/python -m pytest $(WORKERS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) tests/kernels
+	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/kernels
 
 # The C++ core against arbitrary bytes (docs/security.md). Needs Clang; the seconds are divided among the targets.
 SECONDS ?= 60
