@@ -97,11 +97,26 @@ inline Block read_block(const Source& source, size_t at, size_t N, size_t block,
     return {buffer, largest(most)};
 }
 
+// Asks for the bytes of values [at, at + N), which need not exist.
+template <typename Value>
+inline void prefetch(const void* values, size_t at, size_t N) {
+    constexpr size_t line = 64;
+    const uintptr_t start = reinterpret_cast<uintptr_t>(values) + at * sizeof(Value);
+    for (size_t i = 0; i < N * sizeof(Value); i += line) {
+        __builtin_prefetch(reinterpret_cast<const void*>(start + i));
+    }
+}
+
 template <typename Updated, typename Base>
 void read_blocks(const Source& source, size_t at, size_t N, size_t block, float* buffer, Block* blocks) {
     for (size_t start = 0; start < N; start += block) {
         const size_t count = N - start < block ? N - start : block;
         *blocks++ = read_block<Updated, Base>(source, at + start, count, block, buffer + start);
+        // What is read next comes while this is rounded.
+        const size_t next = at + N + start;
+        prefetch<Updated>(source.updated, next, block);
+        if (source.base) prefetch<Base>(source.base, next, block);
+        if (source.residual) prefetch<float>(source.residual, next, block);
     }
 }
 

@@ -157,7 +157,8 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
              residual.empty() ? nullptr : residual.data() + first});
     };
     const auto round_tile = [&](std::size_t first, std::size_t N) {
-        alignas(64) float delta[kTile], uniform[kTile];
+        alignas(64) float delta[kTile];
+        alignas(64) std::uint16_t random[kTile];
         inputs.in(simd.delta)(inputs.from(first), N, delta);
         const std::uint32_t largest = simd.peak[0][0]({delta, nullptr, nullptr}, N);
         if (largest > kLargestMagnitude) return largest;
@@ -167,8 +168,8 @@ void encode(const Values& updated, const std::optional<Values>& base, std::span<
             std::memcpy(tile_codes, delta, N * sizeof(float));
             if (error) std::fill_n(error, N, 0.0f);
         } else {
-            if (stochastic) simd.uniform(seed, first, (N + 31) / 32 * 32, uniform);
-            simd.round_to_bfloat16(delta, stochastic ? uniform : nullptr, N, tile_codes, error);
+            if (stochastic) simd.random_bits(seed, first, N, random);
+            simd.round_to_bfloat16(delta, stochastic ? random : nullptr, N, tile_codes, error);
         }
         return largest;
     };

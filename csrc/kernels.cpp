@@ -22,7 +22,7 @@ constinit const Kernels FGRPO_SIMD = {
     {{read_blocks<float, float>, read_blocks<float, bfloat16>},
      {read_blocks<bfloat16, float>, read_blocks<bfloat16, bfloat16>}},
     {quantise<8>, quantise<4>, quantise<2>},
-    uniform,
+    random_bits,
     round_to_bfloat16,
     {accumulate_codes<8>, accumulate_codes<4>, accumulate_codes<2>, accumulate_values<bfloat16>,
      accumulate_values<float>},

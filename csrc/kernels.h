@@ -53,7 +53,7 @@ using ReadBlocks = void(const Source& source, std::size_t at, std::size_t N, std
 struct Quantised {
     std::size_t block;
     bool mse;         // which of the two rules of delta_codec.h gives the scales
-    bool stochastic;  // with Philox's numbers for `seed`, as below, from value `first` on
+    bool stochastic;  // with Philox's bits for `seed`, as below, from value `first` on
     std::uint64_t seed, first;
     std::uint8_t* codes;
     bfloat16* scales;
@@ -75,14 +75,14 @@ struct Kernels {
     // early at a block with one beyond kLargestMagnitude. [codec]
     std::uint32_t (*quantise[3])(ReadBlocks* read, const Source& source, std::size_t N, const Quantised& to);
 
-    // uniform[i] = Philox4x32-10's number in [0, 1) for value first + i; `first` and N are multiples of 32. May
-    // write on to the next multiple of 64.
-    void (*uniform)(std::uint64_t seed, std::uint64_t first, std::size_t N, float* uniform);
+    // random[i] = Philox4x32-10's 16 bits for value first + i, `first` a multiple of 8. May write on to the next
+    // multiple of 128.
+    void (*random_bits)(std::uint64_t seed, std::uint64_t first, std::size_t N, std::uint16_t* random);
 
-    // What rounds to bfloat16, for i < N; `uniform` null means to nearest. Where `error` is not null, error[i] =
+    // What rounds to bfloat16, for i < N; `random` null means to nearest. Where `error` is not null, error[i] =
     // delta[i] - decoded.
-    void (*round_to_bfloat16)(const float* delta, const float* uniform, std::size_t N, std::uint8_t* codes,
-                              float* error);
+    void (*round_to_bfloat16)(const float* delta, const std::uint16_t* random, std::size_t N,
+                              std::uint8_t* codes, float* error);
 
     // sum[i] = fma(weight * scale, code, sum[i]) for each of `count` terms in turn, over the whole blocks that
     // hold N values; for bf16 and none, fma(weight, value, sum[i]) for i < N. [codec]

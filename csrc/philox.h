@@ -29,32 +29,41 @@ inline Longs upper_halves(Longs a) {
 #endif
 }
 
-// Lane 0 of a, lane 0 of b, lane 1 of a, ..., as 32-bit words.
-inline void store_in_turn(uint32_t* to, Longs a, Longs b) {
+// The lower half of each lane of a, and above it that of b.
+inline Longs joined_halves(Longs a, Longs b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (Longs)_mm256_blend_epi32((__m256i)a, (__m256i)(b << 32), 0b10101010);
+#else
+    return (a & 0xffffffffu) | (b << 32);
+#endif
+}
+
+// Lane 0 of a, lane 0 of b, lane 1 of a, ..., in pieces of 16 bits.
+inline void store_in_turn(uint16_t* to, Longs a, Longs b) {
 #if defined(__AVX512F__)
     const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
     const __m512i second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
     store(to, _mm512_permutex2var_epi64((__m512i)a, first, (__m512i)b));
-    store(to + 16, _mm512_permutex2var_epi64((__m512i)a, second, (__m512i)b));
+    store(to + 32, _mm512_permutex2var_epi64((__m512i)a, second, (__m512i)b));
 #elif defined(__AVX2__)
     const __m256i even = _mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
     const __m256i odd = _mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
     store(to, _mm256_permute2x128_si256(even, odd, 0x20));
-    store(to + 8, _mm256_permute2x128_si256(even, odd, 0x31));
+    store(to + 16, _mm256_permute2x128_si256(even, odd, 0x31));
 #else
     for (size_t i = 0; i < kLanes / 2; ++i) {
         const uint64_t pair[2] = {a[i], b[i]};
-        __builtin_memcpy(to + 4 * i, pair, sizeof(pair));
+        __builtin_memcpy(to + 8 * i, pair, sizeof(pair));
     }
 #endif
 }
 
 // Philox4x32-10 for as many counters as there are 64-bit lanes in kSets vectors: the rounds of one counter wait for
 // each other, those of two sets do not. Upper halves hold rubbish until the end.
-void uniform(uint64_t seed, uint64_t first, size_t N, float* __restrict uniform) {
-    constexpr size_t kSets = 2, counters = kLanes / 2, values = 4 * counters;
+void random_bits(uint64_t seed, uint64_t first, size_t N, uint16_t* random) {
+    constexpr size_t kSets = 2, counters = kLanes / 2, values = 8 * counters;
     Longs counter;
-    for (size_t i = 0; i < counters; ++i) counter[i] = first / 4 + i;
+    for (size_t i = 0; i < counters; ++i) counter[i] = first / 8 + i;
     for (size_t start = 0; start < N; start += kSets * values) {
         Longs c0[kSets], c1[kSets], c2[kSets] = {}, c3[kSets] = {};
         for (size_t set = 0; set < kSets; ++set) {
@@ -76,13 +85,9 @@ void uniform(uint64_t seed, uint64_t first, size_t N, float* __restrict uniform)
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        uint32_t words[kSets * values];
         for (size_t set = 0; set < kSets; ++set) {
-            store_in_turn(words + set * values, (c0[set] & 0xffffffffu) | (c1[set] << 32),
-                          (c2[set] & 0xffffffffu) | (c3[set] << 32));
-        }
-        for (size_t i = 0; i < kSets * values; ++i) {
-            uniform[start + i] = static_cast<float>(static_cast<int>(words[i] >> 8)) * 0x1p-24f;
+            store_in_turn(random + start + set * values, joined_halves(c0[set], c1[set]),
+                          joined_halves(c2[set], c3[set]));
         }
         counter += kSets * counters;
     }

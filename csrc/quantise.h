@@ -8,31 +8,44 @@
 namespace fgrpo {
 namespace {
 
-// |scaled| < 2^22, so adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits. Scales by
-// mse may put values beyond the range.
-template <int bits>
-inline typename Group<bits>::Ints round_to_nearest(typename Group<bits>::Floats scaled) {
-    using Ints = typename Group<bits>::Ints;
-    Ints code = (Ints)(scaled + 0x1.8p23f) - 0x4b400000;
-    const Ints largest = Ints{} + kLargestCode<bits>, lowest = ~largest;
-    code = code > largest ? largest : code;
-    return code < lowest ? lowest : code;
+enum class Way { absmax, mse, stochastic };
+
+// values + odd / 2^16: the product is exact, so fusing it with the sum changes nothing.
+template <size_t lanes>
+inline Vector<float, lanes> dithered(Vector<float, lanes> values, Vector<float, lanes> odd) {
+    constexpr float unit = 0x1p-16f;
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) return (Vector<float, 16>)_mm512_fmadd_ps(odd, _mm512_set1_ps(unit), values);
+#endif
+#if defined(__AVX2__)
+    if constexpr (lanes == 8) return (Vector<float, 8>)_mm256_fmadd_ps(odd, _mm256_set1_ps(unit), values);
+#endif
+    return values + odd * unit;
 }
 
-template <int bits>
-inline typename Group<bits>::Ints round_down(typename Group<bits>::Floats shifted) {
-    using Ints = typename Group<bits>::Ints;
-    Ints floor = __builtin_convertvector(shifted, Ints);
-    floor += shifted < __builtin_convertvector(floor, typename Group<bits>::Floats);  // true is -1
-    // A scaled value may exceed the largest code by a rounding error.
-    const Ints largest = Ints{} + kLargestCode<bits>;
-    floor = floor > largest ? largest : floor;
-    return floor < -largest ? -largest : floor;
+template <int bits, Way way>
+inline typename Group<bits>::Ints code_of(typename Group<bits>::Floats scaled, const uint16_t* random) {
+    using G = Group<bits>;
+    using Ints = typename G::Ints;
+    if constexpr (way == Way::stochastic) {
+        const Ints odd = __builtin_convertvector(load<Vector<int16_t, G::lanes>>(random) | int16_t{1}, Ints);
+        scaled = dithered<G::lanes>(scaled, __builtin_convertvector(odd, typename G::Floats));
+    }
+    const Ints code = round_to_nearest<G::lanes>(scaled);
+    // Scales by mse put values beyond the range. With absmax a product may exceed the largest code by a rounding
+    // error; only 127's, of 2^-16, can make a half with the largest random number, 1/2 - 2^-16.
+    if constexpr (way == Way::absmax || (way == Way::stochastic && bits < 8)) {
+        return code;
+    } else {
+        const Ints largest = Ints{} + kLargestCode<bits>, lowest = way == Way::mse ? ~largest : -largest;
+        const Ints below = code > largest ? largest : code;
+        return below < lowest ? lowest : below;
+    }
 }
 
 // A block's codes, and delta - decoded to `error` (in place is fine) if there is feedback.
-template <int bits, bool stochastic, bool feedback>
-inline void quantise_block(const float* delta, float scale, const float* uniform, size_t block,
+template <int bits, Way way, bool feedback>
+inline void quantise_block(const float* delta, float scale, const uint16_t* random, size_t block,
                            uint8_t* codes, float* error) {
     using G = Group<bits>;
     const size_t bytes = block / G::slots;
@@ -43,16 +56,15 @@ inline void quantise_block(const float* delta, float scale, const float* uniform
         for (size_t slot = 0; slot < G::slots; ++slot) {
             const size_t at = slot * bytes + start;
             const auto value = load<typename G::Floats>(delta + at);
-            typename G::Ints code;
-            if constexpr (stochastic) {
-                code = round_down<bits>(value * inverse + load<typename G::Floats>(uniform + at));
-            } else {
-                code = round_to_nearest<bits>(value * inverse);
-            }
+            const auto code = code_of<bits, way>(value * inverse, random + at);
             if constexpr (feedback) {
                 store(error + at, value - __builtin_convertvector(code, typename G::Floats) * scale);
             }
-            packed |= (code & ((1 << bits) - 1)) << static_cast<int>(slot * bits);
+            if constexpr (G::slots == 1) {
+                packed = code;
+            } else {
+                packed |= (code & ((1 << bits) - 1)) << static_cast<int>(slot * bits);
+            }
         }
         return packed;
     };
@@ -60,7 +72,7 @@ inline void quantise_block(const float* delta, float scale, const float* uniform
     for (; start + 4 * G::lanes <= bytes; start += 4 * G::lanes) {
         typename G::Ints packed[4];
         for (size_t i = 0; i < 4; ++i) packed[i] = pack(start + i * G::lanes);
-        store_bytes<G::lanes>(codes + start, packed);
+        store_bytes<G::lanes, G::slots == 1>(codes + start, packed);
     }
     for (; start < bytes; start += G::lanes) store_bytes<G::lanes>(codes + start, pack(start));
 }
@@ -69,48 +81,64 @@ inline void quantise_block(const float* delta, float scale, const float* uniform
 // leave memory idle during the second.
 inline constexpr size_t kAtOnce = kLargestBlock / 2;
 
+struct Few {
+    size_t start, N;  // values [start, start + N) of the tile
+    Block blocks[kAtOnce / kSmallestBlock];
+    float scales[kAtOnce / kSmallestBlock];
+    float* buffer;  // room for a block for each
+    const uint16_t* random;
+};
+
+template <int bits, Way way, bool feedback>
+void quantise_few(const Few& few, const Quantised& to) {
+    const size_t block = to.block;
+    for (size_t at = 0, b = 0; at < few.N; at += block, ++b) {
+        uint8_t* codes = to.codes + (few.start + at) / Group<bits>::slots;
+        float* error = feedback ? to.error + few.start + at : nullptr;
+        const bool whole = few.N - at >= block;
+        quantise_block<bits, way, feedback>(few.blocks[b].delta, few.scales[b], few.random + at, block, codes,
+                                            whole ? error : few.buffer + at);
+        if (feedback && !whole) __builtin_memcpy(error, few.buffer + at, (few.N - at) * sizeof(float));
+    }
+}
+
 template <int bits>
 uint32_t quantise(ReadBlocks* read, const Source& source, size_t N, const Quantised& to) {
-    alignas(64) float buffer[kLargestBlock], uniform_[kLargestBlock];
+    static constexpr decltype(&quantise_few<bits, Way::absmax, false>) ways[3][2] = {
+        {quantise_few<bits, Way::absmax, false>, quantise_few<bits, Way::absmax, true>},
+        {quantise_few<bits, Way::mse, false>, quantise_few<bits, Way::mse, true>},
+        {quantise_few<bits, Way::stochastic, false>, quantise_few<bits, Way::stochastic, true>}};
+    const Way way = to.mse ? Way::mse : to.stochastic ? Way::stochastic : Way::absmax;
+    const auto quantise_few = ways[static_cast<int>(way)][to.error != nullptr];
+
+    alignas(64) float buffer[kLargestBlock];
+    alignas(64) uint16_t random[kLargestBlock];
+    Few few;
+    few.buffer = buffer;
+    few.random = random;
     const size_t block = to.block, at_once = block < kAtOnce ? kAtOnce : block;
     uint32_t largest = 0;
     for (size_t start = 0; start < N; start += at_once) {
-        const size_t end = start + at_once < N ? start + at_once : N;
-        Block blocks[kAtOnce / kSmallestBlock];
-        float scales[kAtOnce / kSmallestBlock];
-        read(source, start, end - start, block, buffer, blocks);
-        for (size_t at = start, b = 0; at < end; at += block, ++b) {
-            const auto [delta, peak] = blocks[b];
+        few.start = start;
+        few.N = start + at_once < N ? at_once : N - start;
+        read(source, start, few.N, block, buffer, few.blocks);
+        for (size_t at = 0, b = 0; at < few.N; at += block, ++b) {
+            const auto [delta, peak] = few.blocks[b];
             largest = peak > largest ? peak : largest;
             if (peak > kLargestMagnitude) return largest;
             const bfloat16 scale =
-                to.mse ? scale_by_mse<bits>(delta, peak, block) : scale_by_absmax<bits>(peak);
-            scales[b] = widen(scale);
-            to.scales[at / block] = scale;
+                way == Way::mse ? scale_by_mse<bits>(delta, peak, block) : scale_by_absmax<bits>(peak);
+            few.scales[b] = widen(scale);
+            to.scales[(start + at) / block] = scale;
         }
-        for (size_t at = start, b = 0; at < end; at += block, ++b) {
-            const float *delta = blocks[b].delta, scale = scales[b];
-            uint8_t* codes = to.codes + at / Group<bits>::slots;
-            const bool whole = end - at >= block;
-            float* error = !to.error ? nullptr : whole ? to.error + at : buffer + (at - start);
-            if (to.stochastic) uniform(to.seed, to.first + at, block, uniform_);
-            if (to.stochastic && error) {
-                quantise_block<bits, true, true>(delta, scale, uniform_, block, codes, error);
-            } else if (to.stochastic) {
-                quantise_block<bits, true, false>(delta, scale, uniform_, block, codes, nullptr);
-            } else if (error) {
-                quantise_block<bits, false, true>(delta, scale, nullptr, block, codes, error);
-            } else {
-                quantise_block<bits, false, false>(delta, scale, nullptr, block, codes, nullptr);
-            }
-            if (error && !whole) __builtin_memcpy(to.error + at, error, (end - at) * sizeof(float));
-        }
+        if (way == Way::stochastic) random_bits(to.seed, to.first + start, few.N, random);
+        quantise_few(few, to);
     }
     return largest;
 }
 
 template <bool stochastic, bool feedback>
-void round_values(const float* delta, const float* uniform, size_t N, uint8_t* __restrict codes,
+void round_values(const float* delta, const uint16_t* random, size_t N, uint8_t* __restrict codes,
                   float* error) {
     for (size_t i = 0; i < N; ++i) {
         const float value = delta[i];
@@ -118,7 +146,7 @@ void round_values(const float* delta, const float* uniform, size_t N, uint8_t* _
         // The number's upper 16 bits, or what rounds to nearest, ties to even. |value| <= 2^127: no overflow.
         uint32_t below;
         if constexpr (stochastic) {
-            below = static_cast<uint32_t>(static_cast<int>(uniform[i] * 0x1p16f));
+            below = random[i];
         } else {
             below = 0x7fffu + (bits >> 16 & 1u);
         }
@@ -128,11 +156,11 @@ void round_values(const float* delta, const float* uniform, size_t N, uint8_t* _
     }
 }
 
-void round_to_bfloat16(const float* delta, const float* uniform, size_t N, uint8_t* codes, float* error) {
-    if (uniform && error) {
-        round_values<true, true>(delta, uniform, N, codes, error);
-    } else if (uniform) {
-        round_values<true, false>(delta, uniform, N, codes, nullptr);
+void round_to_bfloat16(const float* delta, const uint16_t* random, size_t N, uint8_t* codes, float* error) {
+    if (random && error) {
+        round_values<true, true>(delta, random, N, codes, error);
+    } else if (random) {
+        round_values<true, false>(delta, random, N, codes, nullptr);
     } else if (error) {
         round_values<false, true>(delta, nullptr, N, codes, error);
     } else {

@@ -10,12 +10,14 @@
 namespace fgrpo {
 namespace {
 
+using std::int16_t;
 using std::int8_t;
 using std::size_t;
 using std::uint16_t;
 using std::uint32_t;
 using std::uint64_t;
 using std::uint8_t;
+using std::uintptr_t;
 
 inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 inline float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
@@ -84,19 +86,33 @@ inline void store_bytes(uint8_t* to, Vector<int, lanes> wide) {
     for (size_t i = 0; i < lanes; ++i) to[i] = static_cast<uint8_t>(wide[i]);
 }
 
-// The same for four vectors of integers from 0 to 255, one after the other.
-template <size_t lanes>
+// The same for four vectors of integers from 0 to 255, or, if `sign`, from -128 to 127, one after the other.
+template <size_t lanes, bool sign>
 inline void store_bytes(uint8_t* to, const Vector<int, lanes> (&wide)[4]) {
 #if defined(__AVX2__)
     if constexpr (lanes == 8) {
-        const __m256i low = _mm256_packus_epi32((__m256i)wide[0], (__m256i)wide[1]);
-        const __m256i high = _mm256_packus_epi32((__m256i)wide[2], (__m256i)wide[3]);
+        const __m256i low = _mm256_packs_epi32((__m256i)wide[0], (__m256i)wide[1]);
+        const __m256i high = _mm256_packs_epi32((__m256i)wide[2], (__m256i)wide[3]);
+        const __m256i bytes = sign ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
         // Each half of a register holds four bytes of each vector.
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        return store(to, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+        return store(to, _mm256_permutevar8x32_epi32(bytes, order));
     }
 #endif
     for (size_t i = 0; i < 4; ++i) store_bytes<lanes>(to + i * lanes, wide[i]);
+}
+
+// The nearest integers, ties to even, of numbers below 2^22 in magnitude.
+template <size_t lanes>
+inline Vector<int, lanes> round_to_nearest(Vector<float, lanes> values) {
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) return (Vector<int, 16>)_mm512_cvtps_epi32((__m512)values);
+#endif
+#if defined(__AVX2__)
+    if constexpr (lanes == 8) return (Vector<int, 8>)_mm256_cvtps_epi32((__m256)values);
+#endif
+    // Added to such a number, 1.5 * 2^23 leaves its nearest integer in the low bits.
+    return (Vector<int, lanes>)(values + 0x1.8p23f) - 0x4b400000;
 }
 
 // The vectors that codes of `bits` bits are read and written with: `lanes` bytes at a time, which hold as

@@ -18,3 +18,7 @@ def pytest_runtest_setup() -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays; Transformers' Trainer asks for a collection that walks through it at each run."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

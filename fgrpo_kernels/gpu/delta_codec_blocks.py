@@ -12,7 +12,7 @@ from fgrpo_kernels.gpu.delta_codec_values import (
     load_delta,
     magnitude,
     note_faults,
-    random_words,
+    random_bits,
     store,
 )
 from fgrpo_kernels.jit import jit, tl
@@ -80,16 +80,14 @@ def encode_tile(
         scaled = deltas[slot] * inverse[:, None]
         if STOCHASTIC:
             quad = row[:, None] * (BLOCK // 4) + slot * (BYTES // 4) + tl.arange(0, BYTES // 4)[None, :]
-            words = random_words(seed_low, seed_high, first, quad)
-            shifted = scaled + (words >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
-            code = (shifted + ROUNDER) - ROUNDER
-            code = tl.where(code > shifted, code - 1, code)  # the floor
-            # A scaled value may exceed the largest code by a rounding error.
+            odd = (random_bits(seed_low, seed_high, first, quad) | 1).to(tl.int16, bitcast=True)
+            scaled = scaled + odd.to(tl.float32) * 1.52587890625e-05  # 2^-16
+        rounded = scaled + ROUNDER
+        code = rounded - ROUNDER
+        if STOCHASTIC:
+            # A product may exceed the largest code by a rounding error, which a random number adds up to another code.
             code = tl.maximum(tl.minimum(code, LARGEST_CODE * 1.0), -LARGEST_CODE * 1.0)
             rounded = code + ROUNDER
-        else:
-            rounded = scaled + ROUNDER
-            code = rounded - ROUNDER
         packed |= (rounded.to(tl.int32, bitcast=True) & (2**BITS - 1)) << (slot * BITS)
         if residual_ptr is not None:  # noqa: SIM102 - decided when it is compiled
             if unharmed:

@@ -90,16 +90,19 @@ def philox(
 
 
 @jit
-def random_words(seed_low: tl.tensor, seed_high: tl.tensor, first: tl.tensor, quad: tl.tensor) -> tl.tensor:
-    """uint32 for the values `first + 4 * quad` and the three after each: `[R, C]` quads to `[R, 4 * C]` words.
+def random_bits(seed_low: tl.tensor, seed_high: tl.tensor, first: tl.tensor, quad: tl.tensor) -> tl.tensor:
+    """uint16 for the values `first + 4 * quad` and the three after each: `[R, C]` quads to `[R, 4 * C]` numbers.
 
-    `first` is a multiple of a power of two that `4 * quad` stays below, so their sum carries nothing upwards.
+    `first` is a multiple of a power of two that `4 * quad` stays below, so their sum carries nothing upwards. A counter
+    gives two quads their numbers, and is computed for each: what a thread reads at once is one quad.
     """
-    counter = first // 4
-    low = quad + counter.to(tl.int32)
+    counter = first // 8
+    low = quad // 2 + counter.to(tl.int32)
     word0, word1, word2, word3 = philox(seed_low, seed_high, low, quad * 0 + (counter >> 32).to(tl.int32))
-    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))  # [R, C, 2, 2] in the order of the values
-    return tl.reshape(words, [quad.shape[0], 4 * quad.shape[1]])
+    second = quad % 2 == 1
+    words = tl.join(tl.where(second, word2, word0), tl.where(second, word3, word1))
+    halves = tl.join(words & 0xFFFF, words >> 16)  # [R, C, 2, 2] in the order of the values
+    return tl.reshape(halves, [quad.shape[0], 4 * quad.shape[1]]).to(tl.uint16)
 
 
 @jit
@@ -169,7 +172,7 @@ def bfloat16_tile(
     bits = delta.to(tl.int32, bitcast=True)
     if STOCHASTIC:
         quad = row[:, None] * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
-        below = (random_words(seed_low, seed_high, first, quad) >> 16).to(tl.int32)
+        below = random_bits(seed_low, seed_high, first, quad).to(tl.int32)
     else:
         below = 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
     # In absolute value at most 2^127, so the sum overflows into neither the sign nor infinity.

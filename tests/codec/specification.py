@@ -20,9 +20,11 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def philox(seed: int, count: int) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al. 2011): word i % 4 of counter i // 4, the upper 24 bits as a number in [0, 1)."""
+    """16 bits a value, as uint16: the words of Philox4x32-10 (Salmon et al. 2011) for counters 0, 1, ..., lower halves
+    first.
+    """
     low = np.uint64(0xFFFFFFFF)
-    counters = np.arange(-(-count // 4), dtype=np.uint64)
+    counters = np.arange(-(-count // 8), dtype=np.uint64)
     c0, c1, c2, c3 = counters & low, counters >> np.uint64(32), np.zeros_like(counters), np.zeros_like(counters)
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
@@ -30,8 +32,7 @@ def philox(seed: int, count: int) -> np.ndarray:
         c0, c1 = (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), product1 & low
         c2, c3 = (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), product0 & low
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    words = np.stack([c0, c1, c2, c3], axis=1).reshape(-1)[:count]
-    return (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+    return np.stack([c0, c1, c2, c3], axis=1).astype("<u4").reshape(-1).view("<u2")[:count]
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -95,7 +96,8 @@ def encode(delta: np.ndarray, codec: str, block: int, seed: int | None = None, s
     if seed is None:
         codes = np.rint(scaled).clip(-largest - 1, largest)
     else:
-        codes = np.floor(scaled + philox(seed, rows.size).reshape(rows.shape)).clip(-largest, largest)
+        odd = (philox(seed, rows.size) | 1).view(np.int16).reshape(rows.shape)
+        codes = np.rint(scaled + odd.astype(np.float32) * np.float32(2.0**-16)).clip(-largest, largest)
     codes = codes.astype(np.int32).astype(np.float32)  # an integer has no negative zero
     decoded = (codes * scales[:, None]).astype(np.float32).reshape(-1)[: len(delta)]
     return pack(codes, bits), scales, decoded
@@ -106,8 +108,7 @@ def encode_bfloat16(delta: np.ndarray, seed: int | None = None):
     if seed is None:
         decoded = round_to_bfloat16(delta)
     else:
-        below = (philox(seed, len(delta)) * np.float32(2**16)).astype(np.uint32)
-        decoded = (delta.view(np.uint32) + below >> 16 << 16).view(np.float32)
+        decoded = (delta.view(np.uint32) + philox(seed, len(delta)) >> 16 << 16).view(np.float32)
     return (decoded.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), decoded
 
 

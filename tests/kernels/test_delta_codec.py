@@ -5,7 +5,7 @@ import torch
 
 from fgrpo_kernels import codec as cpp
 from fgrpo_kernels.gpu import delta_codec
-from fgrpo_kernels.gpu.delta_codec_values import random_words
+from fgrpo_kernels.gpu.delta_codec_values import random_bits
 from fgrpo_kernels.jit import HAS_TRITON, INTERPRETED, jit, tl
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -152,10 +152,10 @@ def test_decodes_any_bytes_as_cpp_does(codec):
 
 
 @jit
-def random_words_kernel(out_ptr: tl.tensor, seed_low: tl.tensor, seed_high: tl.tensor, first: tl.tensor) -> None:
+def random_bits_kernel(out_ptr: tl.tensor, seed_low: tl.tensor, seed_high: tl.tensor, first: tl.tensor) -> None:
     quad = tl.arange(0, 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
     at = tl.arange(0, 4)[:, None] * 16 + tl.arange(0, 16)[None, :]
-    tl.store(out_ptr + at, random_words(seed_low, seed_high, first.to(tl.int64), quad).to(tl.int64))
+    tl.store(out_ptr + at, random_bits(seed_low, seed_high, first.to(tl.int64), quad).to(tl.int64))
 
 
 def philox_words(seed: int, counter: int) -> list[int]:
@@ -173,10 +173,10 @@ def philox_words(seed: int, counter: int) -> list[int]:
 @pytest.mark.parametrize("first", [0, 2**33 - 64, 2**34, 2**36 + 2**20])
 def test_random_numbers_of_values_past_32_bits(first, seed):
     out = torch.zeros(64, dtype=torch.int64, device=DEVICE)
-    random_words_kernel[(1,)](out, *seed, first)
+    random_bits_kernel[(1,)](out, *seed, first)
     low, high = (half % 2**32 for half in seed)
-    expected = [word for i in range(16) for word in philox_words(high << 32 | low, first // 4 + i)]
-    assert out.tolist() == expected
+    words = [word for i in range(8) for word in philox_words(high << 32 | low, first // 8 + i)]
+    assert out.tolist() == [half for word in words for half in (word & 0xFFFF, word >> 16)]
 
 
 def test_philox_gives_the_published_numbers():
