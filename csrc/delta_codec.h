@@ -84,11 +84,11 @@ std::size_t scale_count(Format format, std::size_t size);
 // Scaling. absmax: the block's largest magnitude over the largest code, rounded up; codes are then symmetric.
 // mse: of a few smaller and larger scales (docs/codec.md), the one with the least squared error.
 //
-// Rounding. To the nearest code, ties to even; or, with absmax, stochastic: the code nearest to delta/scale +
-// (r | 1) / 2^16, where r in [-2^15, 2^15) is the 16-bit integer that value i has of Philox4x32-10 with counter
-// i / 8 and key `seed`: word i / 2 % 4, its lower half for even i. An odd r is never a tie and its mean is 0.
-// bf16 rounds to the nearest bfloat16, ties to even; or adds r as an unsigned integer to the lower half of the
-// value's bits and drops that half. `none` rounds nothing.
+// Rounding. The code is the integer nearest to delta * (1/scale), each operation rounded to float32, ties to even;
+// where scale is 0 it is 0. With absmax also stochastic: the integer nearest to that plus (r | 1) / 2^16, ties to
+// even, where r in [-2^15, 2^15) is the 16-bit integer that value i has of Philox4x32-10 with counter i / 8 and key
+// `seed`: word i / 2 % 4, its lower half for even i. bf16 rounds to the nearest bfloat16, ties to even; or adds r as
+// an unsigned integer to the lower half of the value's bits and drops that half. `none` rounds nothing.
 void encode(const Values& updated, const std::optional<Values>& base, std::span<float> residual,
             Format format, Rounding rounding, std::uint64_t seed, std::span<std::uint8_t> codes,
             std::span<bfloat16> scales, int threads = 0, Scaling scaling = Scaling::absmax);

@@ -31,16 +31,14 @@ inline typename Group<bits>::Ints code_of(typename Group<bits>::Floats scaled, c
         const Ints odd = __builtin_convertvector(load<Vector<int16_t, G::lanes>>(random) | int16_t{1}, Ints);
         scaled = dithered<G::lanes>(scaled, __builtin_convertvector(odd, typename G::Floats));
     }
-    const Ints code = round_to_nearest<G::lanes>(scaled);
-    // Scales by mse put values beyond the range. With absmax a product may exceed the largest code by a rounding
-    // error; only 127's, of 2^-16, can make a half with the largest random number, 1/2 - 2^-16.
-    if constexpr (way == Way::absmax || (way == Way::stochastic && bits < 8)) {
-        return code;
-    } else {
-        const Ints largest = Ints{} + kLargestCode<bits>, lowest = way == Way::mse ? ~largest : -largest;
-        const Ints below = code > largest ? largest : code;
-        return below < lowest ? lowest : below;
+    Ints code = round_to_nearest<G::lanes>(scaled);
+    if constexpr (way ==
+                  Way::mse) {  // values may lie beyond the range; with absmax they do not (docs/codec.md)
+        const Ints largest = Ints{} + kLargestCode<bits>, lowest = ~largest;
+        code = code > largest ? largest : code;
+        code = code < lowest ? lowest : code;
     }
+    return code;
 }
 
 // A block's codes, and delta - decoded to `error` (in place is fine) if there is feedback.
@@ -77,8 +75,8 @@ inline void quantise_block(const float* delta, float scale, const uint16_t* rand
     for (; start < bytes; start += G::lanes) store_bytes<G::lanes>(codes + start, pack(start));
 }
 
-// A few blocks at a time: their scales, which do not wait for each other, then their codes. More at a time would
-// leave memory idle during the second.
+// A few blocks at a time: their scales, which do not wait for each other, then their codes, while memory brings the
+// next few.
 inline constexpr size_t kAtOnce = kLargestBlock / 2;
 
 struct Few {
@@ -109,7 +107,7 @@ uint32_t quantise(ReadBlocks* read, const Source& source, size_t N, const Quanti
         {quantise_few<bits, Way::mse, false>, quantise_few<bits, Way::mse, true>},
         {quantise_few<bits, Way::stochastic, false>, quantise_few<bits, Way::stochastic, true>}};
     const Way way = to.mse ? Way::mse : to.stochastic ? Way::stochastic : Way::absmax;
-    const auto quantise_few = ways[static_cast<int>(way)][to.error != nullptr];
+    const auto write = ways[static_cast<int>(way)][to.error != nullptr];
 
     alignas(64) float buffer[kLargestBlock];
     alignas(64) uint16_t random[kLargestBlock];
@@ -131,8 +129,10 @@ uint32_t quantise(ReadBlocks* read, const Source& source, size_t N, const Quanti
             few.scales[b] = widen(scale);
             to.scales[(start + at) / block] = scale;
         }
-        if (way == Way::stochastic) random_bits(to.seed, to.first + start, few.N, random);
-        quantise_few(few, to);
+        if (way == Way::stochastic) {
+            random_bits(to.seed, to.first + start, (few.N + block - 1) / block * block, random);
+        }
+        write(few, to);
     }
     return largest;
 }

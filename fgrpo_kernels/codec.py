@@ -140,8 +140,8 @@ def encode(
         call rounds off (error feedback): start with zeros and pass the same tensor each round.
     codec: "int8", "int4", "int2", "bf16", or "none" (float32 as it is)
     block: values that share a scale, a power of two from 32 to 1024
-    rounding: "nearest" (best with a residual) or "stochastic" (unbiased, for senders that keep no residual); "none"
-        has nothing to round
+    rounding: "nearest" (best with a residual) or "stochastic" (unbiased to 2^-16 of a step, for senders that keep no
+        residual); "none" has nothing to round
     seed: for stochastic rounding, 0 to 2**64 - 1; the same seed gives the same bits
     scale: "absmax" (no value is off by more than half a step) or "mse" (the least squared error of six scales a block:
         at int4 a fifth less, at int2 half; takes longer, only with "nearest"); "bf16" and "none" have no scales

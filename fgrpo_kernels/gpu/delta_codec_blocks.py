@@ -84,10 +84,6 @@ def encode_tile(
             scaled = scaled + odd.to(tl.float32) * 1.52587890625e-05  # 2^-16
         rounded = scaled + ROUNDER
         code = rounded - ROUNDER
-        if STOCHASTIC:
-            # A product may exceed the largest code by a rounding error, which a random number adds up to another code.
-            code = tl.maximum(tl.minimum(code, LARGEST_CODE * 1.0), -LARGEST_CODE * 1.0)
-            rounded = code + ROUNDER
         packed |= (rounded.to(tl.int32, bitcast=True) & (2**BITS - 1)) << (slot * BITS)
         if residual_ptr is not None:  # noqa: SIM102 - decided when it is compiled
             if unharmed:

@@ -97,7 +97,7 @@ def encode(delta: np.ndarray, codec: str, block: int, seed: int | None = None, s
         codes = np.rint(scaled).clip(-largest - 1, largest)
     else:
         odd = (philox(seed, rows.size) | 1).view(np.int16).reshape(rows.shape)
-        codes = np.rint(scaled + odd.astype(np.float32) * np.float32(2.0**-16)).clip(-largest, largest)
+        codes = np.rint(scaled + odd.astype(np.float32) * np.float32(2.0**-16))
     codes = codes.astype(np.int32).astype(np.float32)  # an integer has no negative zero
     decoded = (codes * scales[:, None]).astype(np.float32).reshape(-1)[: len(delta)]
     return pack(codes, bits), scales, decoded

@@ -170,7 +170,7 @@ def philox_words(seed: int, counter: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", [(0, 0), (5, 7), (-1, 2**31 - 1), (-(2**31), -1)])
-@pytest.mark.parametrize("first", [0, 2**33 - 64, 2**34, 2**36 + 2**20])
+@pytest.mark.parametrize("first", [0, 2**34 - 64, 2**34, 2**35 - 64, 2**35, 2**36 + 2**20])
 def test_random_numbers_of_values_past_32_bits(first, seed):
     out = torch.zeros(64, dtype=torch.int64, device=DEVICE)
     random_bits_kernel[(1,)](out, *seed, first)
