@@ -130,7 +130,7 @@ OBJECTIVES = {"token": PPOClip(), "sequence": PPOClip(level="sequence"), "vespo"
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_compile_whole_and_once_for_every_length(objective, layout):
     case = make_case(torch.float32)
-    padded = {
+    padded = {  # of three sequences, one without a token
         "logits": case.logits.detach(),
         "targets": case.targets_BT,
         "advantages": case.advantages_B[:, None].expand_as(case.mask_BT),
@@ -143,16 +143,11 @@ def test_losses_compile_whole_and_once_for_every_length(objective, layout):
         entropy = token_logprobs(tensors["logits"], tensors["targets"]).entropy
         return result.loss - 0.01 * (tensors["weights"] * entropy).sum(), result.metrics
 
-    batches = [{name: x[:, :length] for name, x in padded.items()} for length in (4, 3, 2)]
+    batches = [{name: x[::2, :length] for name, x in padded.items()} for length in (5, 4, 2)]
     if layout == "packed":
-        ids = torch.arange(len(case.mask_BT))[:, None].expand_as(case.mask_BT)
-        batches = [
-            {
-                name: x.flatten(0, 1)
-                for name, x in (batch | {"sequence_ids": ids[:, : batch["weights"].shape[1]]}).items()
-            }
-            for batch in batches
-        ]
+        for batch in batches:
+            batch["sequence_ids"] = torch.arange(len(batch["weights"]))[:, None].expand_as(batch["weights"])
+        batches = [{name: x.flatten(0, 1) for name, x in batch.items()} for batch in batches]
     compiles_once(step, batches, "logits")
 
 
