@@ -1,17 +1,21 @@
 """With TRITON_INTERPRET=1 only what takes Triton's way is run; the rest is the same as without."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import triton.language as tl
-from triton.runtime import interpreter
 
 from fgrpo_kernels.jit import INTERPRETED
+
+if INTERPRETED:
+    import triton.language as tl
+    from triton.runtime import interpreter
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if INTERPRETED:
         patch_the_language_once_a_launch()
+        look_for_overflows(False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,3 +34,20 @@ def patch_the_language_once_a_launch() -> None:
     whole_language = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     interpreter._patch_lang = lambda _: patch(whole_language)
     interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+
+
+def look_for_overflows(on: bool) -> None:
+    """At every sum and product of int32: a quarter of the time, and few tests have numbers that large."""
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=on)
+
+
+@pytest.fixture
+def int32_overflows_are_errors():
+    """In the interpreter."""
+    if INTERPRETED:
+        look_for_overflows(True)
+        yield
+        look_for_overflows(False)
+    else:
+        yield

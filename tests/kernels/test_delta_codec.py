@@ -169,6 +169,7 @@ def philox_words(seed: int, counter: int) -> list[int]:
     return c
 
 
+@pytest.mark.usefixtures("int32_overflows_are_errors")
 @pytest.mark.parametrize("seed", [(0, 0), (5, 7), (-1, 2**31 - 1), (-(2**31), -1)])
 @pytest.mark.parametrize("first", [0, 2**34 - 64, 2**34, 2**35 - 64, 2**35, 2**36 + 2**20])
 def test_random_numbers_of_values_past_32_bits(first, seed):
