@@ -5,17 +5,13 @@ import itertools
 import math
 import random
 
+import needs_trl  # noqa: F401 - skips without TRL 1.16
 import pytest
+from peft import LoraConfig
+from tiny_grpo import FIXED, PROMPTS, reward, train
 
-trl = pytest.importorskip("trl", reason="trains with TRL: install fgrpo[trl]")
-if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the plug-in is for TRL 1.16, this is {trl.__version__}", allow_module_level=True)
-
-from peft import LoraConfig  # noqa: E402
-from tiny_grpo import FIXED, PROMPTS, reward, train  # noqa: E402
-
-from fgrpo_kernels import linear_grpo_loss  # noqa: E402
-from fgrpo_kernels.integrations.trl import accelerate_trainer  # noqa: E402
+from fgrpo_kernels import linear_grpo_loss
+from fgrpo_kernels.integrations.trl import accelerate_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's own
 

@@ -7,17 +7,13 @@ import types
 
 import pytest
 import torch
+import transformers
+from needs_trl import trl
+from peft import LoraConfig
+from tiny_grpo import make_trainer
+from transformers import AutoModelForCausalLM
 
-trl = pytest.importorskip("trl", reason="uses TRL: install fgrpo[trl]")
-if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the plug-in is for TRL 1.16, this is {trl.__version__}", allow_module_level=True)
-
-import transformers  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from tiny_grpo import make_trainer  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
-
-from fgrpo_kernels.integrations.trl import FusedGRPOTrainer, accelerate_trainer, restore_trainer  # noqa: E402
+from fgrpo_kernels.integrations.trl import FusedGRPOTrainer, accelerate_trainer, restore_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's own
 

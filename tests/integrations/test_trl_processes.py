@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs_trl  # noqa: F401 - skips without TRL 1.16
 import pytest
-
-trl = pytest.importorskip("trl", reason="trains with TRL: install fgrpo[trl]")
-if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the plug-in is for TRL 1.16, this is {trl.__version__}", allow_module_level=True)
 
 HERE = Path(__file__).parent
 

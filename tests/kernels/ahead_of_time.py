@@ -206,21 +206,27 @@ def _type(name: str, variant: Variant) -> str:
 
 
 def _resources_of_cubin(asm: dict[str, Any], variant: Variant) -> Resources:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-
-        def dump(option: str) -> str:
-            command = [NVIDIA_TOOLS / "cuobjdump", option, file.name]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", dump("-res-usage")))
-        # Disassembling takes longer than compiling, and only rows of logits have loops to count in.
-        read, write = _loops(dump("-sass"), 16 // BYTES[variant.dtype]) if variant.vocab else (None, None)
+    usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", _dump(asm["cubin"], "-res-usage")))
+    # Disassembling takes longer than compiling, and only rows of logits have loops to count in.
+    loops = _loops(instructions(asm["cubin"]), 16 // BYTES[variant.dtype]) if variant.vocab else [None, None]
     loads = re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b", asm["ptx"])
     widest = max([int(count or 1) * int(bits) // 8 for count, bits in loads] + [4])
     spilled = int(usage["STACK"]) + int(usage.get("LOCAL", 0))
-    return Resources(int(usage["REG"]), spilled, int(usage["SHARED"]), widest, read, write)
+    return Resources(int(usage["REG"]), spilled, int(usage["SHARED"]), widest, *loops)
+
+
+def _dump(cubin: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [NVIDIA_TOOLS / "cuobjdump", option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(cubin: bytes) -> dict[int, str]:
+    """The machine code, by address."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", _dump(cubin, "-sass"))
+    return {int(address, 16): text.strip() for address, text in lines}
 
 
 def _resources_of_hsaco(asm: dict[str, Any], variant: Variant) -> Resources:
@@ -236,9 +242,8 @@ def _resources_of_hsaco(asm: dict[str, Any], variant: Variant) -> Resources:
     return Resources(number("vgpr_count"), spilled, shared, 4 * max([*words, 1]), None, None)
 
 
-def _loops(sass: str, logits_per_access: int) -> list[tuple[float, float] | None]:
+def _loops(code: dict[int, str], logits_per_access: int) -> list[tuple[float, float] | None]:
     """Cost a logit of the cheapest loops that read 16 bytes at a time: those that only read, and those that write."""
-    code = {int(address, 16): text.strip() for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)}
     costs: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for end, text in code.items():
         jump = re.search(r"BRA\S*\s(?:\S+,\s*)?(0x[0-9a-f]+)", text)

@@ -8,7 +8,7 @@ import pytest
 from fgrpo_kernels.jit import HAS_TRITON, INTERPRETED
 
 if not HAS_TRITON or INTERPRETED:
-    pytest.skip("needs Triton's compiler", allow_module_level=True)
+    pytest.skip("needs Triton's compiler, which TRITON_INTERPRET=1 replaces", allow_module_level=True)
 
 import torch
 import triton
@@ -63,7 +63,7 @@ def test_committed_table_is_up_to_date():
     made_with = f"Triton {triton.__version__}"
     committed = COMMITTED.read_text()
     if made_with + "," not in committed:
-        pytest.skip(f"the committed table was not made with {made_with}")
+        pytest.skip(f"registers differ between compilers: the committed table was not made with {made_with}")
     names = [v.name for v in variants("sm_90")]
     assert table(lambda variant, target: resources(names.index(variant.name), target)) == committed, (
         "a kernel's resources have changed: run python tests/kernels/ahead_of_time.py > docs/kernel_resources.md"

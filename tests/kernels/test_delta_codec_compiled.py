@@ -1,4 +1,6 @@
-"""The delta codec's machine code rounds as C++ does: no fused operation, nothing flushed, exact division."""
+"""The delta codec's machine code rounds as C++ does, and takes no longer than memory: no fused operation, nothing
+flushed, exact division; instructions a value.
+"""
 
 import re
 
@@ -7,9 +9,9 @@ import pytest
 from fgrpo_kernels.jit import HAS_TRITON, INTERPRETED
 
 if not HAS_TRITON or INTERPRETED:
-    pytest.skip("needs Triton's compiler", allow_module_level=True)
+    pytest.skip("needs Triton's compiler, which TRITON_INTERPRET=1 replaces", allow_module_level=True)
 
-from ahead_of_time import TARGETS, codec_variants, compiled_code
+from ahead_of_time import TARGETS, codec_variants, compiled_code, instructions
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 CASES = [pytest.param(i, id=variant.name) for i, variant in enumerate(codec_variants("sm_90"))]
@@ -55,3 +57,25 @@ def test_float32_is_written_16_bytes_at_a_time(index):
     variant = list(codec_variants("sm_90"))[index]
     ptx = compiled_code(variant, TARGETS["sm_90"])["ptx"]
     assert re.search(r"st\.global\S*\.v4\.b32", ptx)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_a_value"),
+    [
+        ("encode int8, block 64, fp32", 5),
+        ("encode int4, block 64, fp32", 4.5),
+        ("encode int2, block 64, fp32", 4.25),
+        ("encode int4, block 64, fp32, stochastic", 4.5),
+        ("decode int4, block 64", 4.5),
+    ],
+)
+def test_an_h100_takes_longer_for_the_bytes(name, bytes_a_value):
+    """The table of docs/codec_gpu.md: a thread's instructions up to the end of a whole tile, by its values."""
+    variant = next(v for v in codec_variants("sm_90") if v.name == f"delta codec, {name}")
+    code = list(instructions(compiled_code(variant, TARGETS["sm_90"])["cubin"]).values())
+    values = variant.constants["ROWS"] * variant.constants["BLOCK"] / (32 * variant.num_warps)
+    cost = next(i for i, text in enumerate(code) if text.startswith("EXIT")) / values
+    # 132 processors of 128 lanes at 1.755 GHz, and 3.0 TB/s; a scale is two bytes a block.
+    budget = 132 * 128 * 1.755e9 * (bytes_a_value + 2 / 64) / 3.0e12
+    print(f"{name}: {cost:.0f} of {budget:.0f}")
+    assert cost <= budget

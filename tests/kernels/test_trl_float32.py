@@ -2,14 +2,10 @@
 
 import dataclasses
 
+import needs_trl  # noqa: F401 - skips without TRL 1.16
 import pytest
 import torch
-
-trl = pytest.importorskip("trl", reason="compares with TRL: install fgrpo[trl]")
-if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the formulas are of TRL 1.16, this is {trl.__version__}", allow_module_level=True)
-
-from trl_harness import (  # noqa: E402
+from trl_harness import (
     FLOAT32_RUN,
     KLS,
     B,
@@ -22,7 +18,7 @@ from trl_harness import (  # noqa: E402
     weights_of,
 )
 
-from fgrpo_kernels import grpo_loss  # noqa: E402
+from fgrpo_kernels import grpo_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own
 

@@ -7,12 +7,8 @@ import dataclasses
 
 import pytest
 import torch
-
-trl = pytest.importorskip("trl", reason="compares with TRL: install fgrpo[trl]")
-if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the table is of TRL 1.16, this is {trl.__version__}", allow_module_level=True)
-
-from trl_harness import (  # noqa: E402
+from needs_trl import trl
+from trl_harness import (
     HIGH,
     KLS,
     LENGTHS,
@@ -31,7 +27,7 @@ from trl_harness import (  # noqa: E402
     weights_of,
 )
 
-from fgrpo_kernels import (  # noqa: E402
+from fgrpo_kernels import (
     SAPO,
     VESPO,
     PPOClip,
