@@ -10,15 +10,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fgrpo.clients import make_clients
+from fgrpo.client.model import is_adapted
+from fgrpo.client.owners import make_clients
+from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.engine import Observer
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
 from fgrpo.in_process import InProcess
-from fgrpo.model import is_adapted
 from fgrpo.parameters import Manifest, flatten, load_flat
-from fgrpo.policy import Policy
 from fgrpo.records import Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml

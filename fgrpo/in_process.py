@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fgrpo.client_round import client_round
-from fgrpo.clients import Client
+from fgrpo.client.evaluation import evaluate
+from fgrpo.client.owners import Client
+from fgrpo.client.policy import Policy
+from fgrpo.client.round import client_round
 from fgrpo.config import Config
 from fgrpo.engine import Observer
 from fgrpo.errors import FgrpoError
-from fgrpo.evaluation import evaluate
 from fgrpo.parameters import Manifest, load_flat
-from fgrpo.policy import Policy
 from fgrpo.records import Evaluation, Failure, Reply, ServerState
 from fgrpo.stopwatch import Stopwatch
 

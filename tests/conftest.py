@@ -1,4 +1,4 @@
-"""For all tests: the same random numbers whatever ran before, and short garbage collections."""
+"""For all tests: the same random numbers whatever ran before, short garbage collections, and a small run."""
 
 import gc
 import random
@@ -22,3 +22,27 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """A small configuration on the packaged model."""
+    from fgrpo.config import ClientConfig, Config, EvaluationConfig, RolloutConfig, TaskConfig, TrainConfig
+
+    digits = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    sums = TaskConfig(reasoning_gym="chain_sum", params=digits)
+    gcd = TaskConfig(reasoning_gym="gcd", params={"min_value": 1, "max_value": 40})
+    return Config(
+        clients={"sums": ClientConfig([sums], reward_scale=0.1), "gcd": ClientConfig([gcd], reward_scale=10.0)},
+        rollout=RolloutConfig(prompts_per_step=4, group_size=4, max_new_tokens=6),
+        train=TrainConfig(local_steps=2, updates_per_rollout=2, minibatches=2, lr=1e-3),
+        evaluation=EvaluationConfig(prompts=8),
+        rounds=2,
+    )
+
+
+@pytest.fixture
+def policy(small_config):
+    from fgrpo.client.policy import Policy
+
+    return Policy.load(small_config)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.clients import make_clients
+from fgrpo.client.owners import make_clients
 from fgrpo.config import ClientConfig, CodecConfig, TaskConfig
 from fgrpo.errors import RunError
 from fgrpo.federation import play, play_round

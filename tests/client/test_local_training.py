@@ -8,15 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from fgrpo.client_round import client_round
-from fgrpo.clients import make_clients
+from fgrpo.client.local_training import _losses, train_locally
+from fgrpo.client.owners import make_clients
+from fgrpo.client.policy import Policy
+from fgrpo.client.rollouts import sample
+from fgrpo.client.round import client_round
 from fgrpo.config import LoraConfig
 from fgrpo.errors import TrainingError
-from fgrpo.local_training import _losses, train_locally
 from fgrpo.parameters import Manifest, flatten, load_flat
 from fgrpo.payload import unpack
-from fgrpo.policy import Policy
-from fgrpo.rollouts import sample
 from fgrpo.stopwatch import Stopwatch
 from fgrpo_kernels import grpo_loss, token_weights
 from fgrpo_kernels.codec import decode

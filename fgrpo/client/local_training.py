@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fgrpo.clients import Client, Question
+from fgrpo.client.owners import Client, Question
+from fgrpo.client.policy import Policy
 from fgrpo.config import Config
-from fgrpo.policy import Policy
 from fgrpo.records import Report, Rollouts
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from fgrpo.client.tasks.rewards import Reward
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.records import Example
-from fgrpo.tasks.rewards import Reward
 
 _SIZE = 10_000  # some tasks build all their examples at once or refuse to be larger; past it they come round again
 _SEEDS = 2**31  # some tasks hand their seed to NumPy, which takes 32 bits

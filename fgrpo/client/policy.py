@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgrpo.client.model import is_adapted, load_model
+from fgrpo.client.rollouts import can_share_prompts, sample
 from fgrpo.config import Config, RolloutConfig
-from fgrpo.model import is_adapted, load_model
 from fgrpo.records import Rollouts
-from fgrpo.rollouts import can_share_prompts, sample
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
 
 
@@ -25,7 +25,7 @@ class Policy:
     Attributes:
         plain_head: the logits are exactly `hidden @ weight.T + bias`, so the LM head can be fused with the loss. Models
             that scale or cap their logits, or carry adapters on the head, take the logits' way instead.
-        shares_prompts: a prompt can be read once for its whole group (see `fgrpo.rollouts`).
+        shares_prompts: a prompt can be read once for its whole group (see `fgrpo.client.rollouts`).
     """
 
     model: nn.Module
@@ -46,7 +46,7 @@ class Policy:
         return next(self.model.parameters()).device
 
     def sample(self, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
-        """Return completions of prompts, see `fgrpo.rollouts.sample`."""
+        """Return completions of prompts, see `fgrpo.client.rollouts.sample`."""
         model = self.model.eval()
         return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, share_prompts=self.shares_prompts)
 

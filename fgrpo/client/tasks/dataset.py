@@ -8,11 +8,11 @@ from typing import Any
 
 import datasets
 
+from fgrpo.client.tasks.rewards import Reward
 from fgrpo.config import TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.records import Example
-from fgrpo.tasks.rewards import Reward
 
 _LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 

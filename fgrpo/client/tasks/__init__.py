@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from fgrpo.client.tasks.base import Curriculum, Task
+from fgrpo.client.tasks.dataset import DatasetTask, load_rows
+from fgrpo.client.tasks.reasoning_gym import ReasoningGymTask
+from fgrpo.client.tasks.rewards import reward_by_name
 from fgrpo.config import TaskConfig
 from fgrpo.errors import ConfigError
-from fgrpo.tasks.base import Curriculum, Task
-from fgrpo.tasks.dataset import DatasetTask, load_rows
-from fgrpo.tasks.reasoning_gym import ReasoningGymTask
-from fgrpo.tasks.rewards import reward_by_name
 
 __all__ = ["Curriculum", "Task", "make_task"]
 

@@ -6,13 +6,13 @@ import random
 import re
 from dataclasses import dataclass
 
+from fgrpo.client.tasks import Curriculum, make_task
+from fgrpo.client.tasks.dataset import DatasetTask, check_columns, load_rows
+from fgrpo.client.tasks.rewards import reward_by_name
 from fgrpo.config import ClientConfig, Config, PartitionConfig
 from fgrpo.errors import ConfigError
 from fgrpo.records import Example
 from fgrpo.seeds import derive_seed
-from fgrpo.tasks import Curriculum, make_task
-from fgrpo.tasks.dataset import DatasetTask, check_columns, load_rows
-from fgrpo.tasks.rewards import reward_by_name
 
 
 @dataclass(frozen=True)

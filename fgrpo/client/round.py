@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fgrpo.clients import Client
+from fgrpo.client.local_training import train_locally
+from fgrpo.client.owners import Client
+from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.errors import TrainingError
-from fgrpo.local_training import train_locally
 from fgrpo.parameters import Manifest, fingerprint, flatten, load_flat
 from fgrpo.payload import Header, pack
-from fgrpo.policy import Policy
 from fgrpo.records import Reply
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch

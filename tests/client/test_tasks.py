@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from fgrpo.clients import make_clients
+from fgrpo.client.owners import make_clients
+from fgrpo.client.tasks import Curriculum, make_task
+from fgrpo.client.tasks.rewards import exact_match, math_verify, number_match
 from fgrpo.config import ClientConfig, Config, EvaluationConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError, TaskError
 from fgrpo.records import Example
-from fgrpo.tasks import Curriculum, make_task
-from fgrpo.tasks.rewards import exact_match, math_verify, number_match
 
 SUMS = TaskConfig(reasoning_gym="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
 

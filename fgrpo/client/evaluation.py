@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fgrpo.clients import Client
+from fgrpo.client.owners import Client
+from fgrpo.client.policy import Policy
 from fgrpo.config import Config
-from fgrpo.policy import Policy
 from fgrpo.records import Evaluation
 
 _FULL_SCORE = 1.0 - 1e-6

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from fgrpo.client.policy import _completion_logits
+from fgrpo.client.rollouts import completion_mask, sample
 from fgrpo.config import RolloutConfig
-from fgrpo.policy import _completion_logits
-from fgrpo.rollouts import completion_mask, sample
 
 PROMPTS = [
     "State the final answer to the following arithmetic problem: 4 + 3 =",
