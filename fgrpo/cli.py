@@ -120,8 +120,8 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.errors import PayloadError
-    from fgrpo.payload import unpack
     from fgrpo.summary import print_payload
+    from fgrpo.wire.payload import unpack
 
     try:
         payload = arguments.payload.read_bytes()

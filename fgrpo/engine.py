@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fgrpo.parameters import Manifest
 from fgrpo.records import Evaluation, Failure, Record, Reply, ServerState
+from fgrpo.wire.parameters import Manifest
 
 
 class Engine(Protocol):

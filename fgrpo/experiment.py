@@ -18,10 +18,10 @@ from fgrpo.engine import Observer
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
 from fgrpo.in_process import InProcess
-from fgrpo.parameters import Manifest, flatten, load_flat
 from fgrpo.records import Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
+from fgrpo.wire.parameters import Manifest, flatten, load_flat
 
 MakeObserver = Callable[[Config, RunFolder, Sequence[str]], AbstractContextManager[Observer]]
 

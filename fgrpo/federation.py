@@ -11,12 +11,12 @@ from fgrpo.combine import combine
 from fgrpo.config import Config
 from fgrpo.engine import Engine, Observer
 from fgrpo.errors import RunError
-from fgrpo.parameters import fingerprint
 from fgrpo.records import Accepted, Evaluation, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.server import server_step
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.validation import sort_replies
+from fgrpo.wire.parameters import fingerprint
 
 
 def play_round(

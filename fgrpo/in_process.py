@@ -14,9 +14,9 @@ from fgrpo.client.round import client_round
 from fgrpo.config import Config
 from fgrpo.engine import Observer
 from fgrpo.errors import FgrpoError
-from fgrpo.parameters import Manifest, load_flat
 from fgrpo.records import Evaluation, Failure, Reply, ServerState
 from fgrpo.stopwatch import Stopwatch
+from fgrpo.wire.parameters import Manifest, load_flat
 
 
 class InProcess:

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo.payload import Header
 from fgrpo.records import Evaluation, Record, Report, RoundSummary
 from fgrpo.text import byte_size, number, percent, points, printable, ratio, seconds
+from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import Encoded
 
 _STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading per line

@@ -7,9 +7,9 @@ import reprlib
 from collections.abc import Iterable, Mapping
 
 from fgrpo.errors import PayloadError
-from fgrpo.parameters import Manifest
-from fgrpo.payload import expect, unpack
 from fgrpo.records import Accepted, Failure, Reply, Report
+from fgrpo.wire.parameters import Manifest
+from fgrpo.wire.payload import expect, unpack
 
 
 def sort_replies(

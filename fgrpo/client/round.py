@@ -14,11 +14,11 @@ from fgrpo.client.owners import Client
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.errors import TrainingError
-from fgrpo.parameters import Manifest, fingerprint, flatten, load_flat
-from fgrpo.payload import Header, pack
 from fgrpo.records import Reply
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
+from fgrpo.wire.parameters import Manifest, fingerprint, flatten, load_flat
+from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode
 
 

@@ -15,9 +15,9 @@ from fgrpo.client.rollouts import sample
 from fgrpo.client.round import client_round
 from fgrpo.config import LoraConfig
 from fgrpo.errors import TrainingError
-from fgrpo.parameters import Manifest, flatten, load_flat
-from fgrpo.payload import unpack
 from fgrpo.stopwatch import Stopwatch
+from fgrpo.wire.parameters import Manifest, flatten, load_flat
+from fgrpo.wire.payload import unpack
 from fgrpo_kernels import grpo_loss, token_weights
 from fgrpo_kernels.codec import decode
 

@@ -9,11 +9,11 @@ from fgrpo.combine import combine
 from fgrpo.config import AggregationConfig, ClientConfig, Config, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play_round
-from fgrpo.parameters import Manifest, fingerprint
-from fgrpo.payload import Header, pack
 from fgrpo.records import Reply, Report, RoundSummary, ServerState, from_json, to_json
 from fgrpo.settings import check
 from fgrpo.summary import RunSummary, client_table
+from fgrpo.wire.parameters import Manifest, fingerprint
+from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode
 
 SIZE = 4000

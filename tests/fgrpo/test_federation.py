@@ -10,9 +10,9 @@ from fgrpo.config import ClientConfig, CodecConfig, TaskConfig
 from fgrpo.errors import RunError
 from fgrpo.federation import play, play_round
 from fgrpo.in_process import InProcess
-from fgrpo.parameters import flatten
 from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
+from fgrpo.wire.parameters import flatten
 from fgrpo_kernels.codec import decode
 
 

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from fgrpo.errors import RunError
-from fgrpo.payload import Header
 from fgrpo.plots import write_plots
 from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
 from fgrpo.report import write_report
@@ -27,6 +26,7 @@ from fgrpo.summary import (
     uplink_table,
 )
 from fgrpo.text import byte_size, ratio, seconds
+from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import encode
 
 CLIENTS = (

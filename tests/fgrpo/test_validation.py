@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.parameters import Manifest, fingerprint
-from fgrpo.payload import Header, pack
 from fgrpo.records import Failure, Reply, Report
 from fgrpo.validation import sort_replies
+from fgrpo.wire.parameters import Manifest, fingerprint
+from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode
 
 MANIFEST = Manifest(("w",), ((10, 10),))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from payload_faults import DELTAS, FAULTS, GOOD, HEADER, PACKED, SCALES, joined, signed, split
 
 from fgrpo.errors import PayloadError
-from fgrpo.payload import expect, pack, unpack
+from fgrpo.wire.payload import expect, pack, unpack
 from fgrpo_kernels.codec import decode, encode
 
 

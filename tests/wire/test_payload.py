@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from fgrpo.errors import PayloadError
-from fgrpo.payload import Header, expect, pack, unpack
+from fgrpo.wire.payload import Header, expect, pack, unpack
 from fgrpo_kernels.codec import decode, encode
 
 HEADER = Header("a", 3, "m" * 32, "b" * 32)

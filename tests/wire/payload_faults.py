@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fgrpo.payload import Header, _checksum, pack
+from fgrpo.wire.payload import Header, _checksum, pack
 from fgrpo_kernels.codec import CODECS, Encoded, encode
 
 HEADER = Header("a", 3, "m" * 32, "b" * 32)

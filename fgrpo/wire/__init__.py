@@ -1,0 +1,1 @@
+"""What crosses between clients and server, and how it is checked to be whole."""
