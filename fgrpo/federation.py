@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from fgrpo.aggregation import gains, make_rule, updated_history
-from fgrpo.combine import combine
 from fgrpo.config import Config
 from fgrpo.engine import Engine, Observer
 from fgrpo.errors import RunError
 from fgrpo.records import Accepted, Evaluation, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
-from fgrpo.server import server_step
+from fgrpo.server.aggregation import gains, make_rule, updated_history
+from fgrpo.server.combine import combine
+from fgrpo.server.step import server_step
+from fgrpo.server.validation import sort_replies
 from fgrpo.stopwatch import Stopwatch
-from fgrpo.validation import sort_replies
 from fgrpo.wire.parameters import fingerprint
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fgrpo.config import ServerConfig
-from fgrpo.server import server_step
+from fgrpo.server.step import server_step
 
 DELTAS = [torch.randn(5, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fgrpo.aggregation.base import normalised
 from fgrpo.records import ClientHistory, Report
+from fgrpo.server.aggregation.base import normalised
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from fgrpo.aggregation import FGRPO, FedAvg, Reward, Uniform, make_rule, updated_history
-from fgrpo.aggregation.fgrpo import capped
 from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
+from fgrpo.server.aggregation import FGRPO, FedAvg, Reward, Uniform, make_rule, updated_history
+from fgrpo.server.aggregation.fgrpo import capped
 
 
 def report(client, reward, sequences=64, std=0.3):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgrpo.records import Failure, Reply, Report
-from fgrpo.validation import sort_replies
+from fgrpo.server.validation import sort_replies
 from fgrpo.wire.parameters import Manifest, fingerprint
 from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fgrpo.aggregation.base import Rule, updated_history
-from fgrpo.aggregation.fedavg import FedAvg
-from fgrpo.aggregation.fgrpo import FGRPO
-from fgrpo.aggregation.reward import Reward
-from fgrpo.aggregation.uniform import Uniform
 from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
+from fgrpo.server.aggregation.base import Rule, updated_history
+from fgrpo.server.aggregation.fedavg import FedAvg
+from fgrpo.server.aggregation.fgrpo import FGRPO
+from fgrpo.server.aggregation.reward import Reward
+from fgrpo.server.aggregation.uniform import Uniform
 
 __all__ = ["FGRPO", "FedAvg", "Reward", "Rule", "Uniform", "gains", "make_rule", "updated_history"]
 

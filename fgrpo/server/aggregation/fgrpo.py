@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fgrpo.aggregation.base import normalised
 from fgrpo.records import ClientHistory, Report
+from fgrpo.server.aggregation.base import normalised
 
 
 @dataclass(frozen=True)

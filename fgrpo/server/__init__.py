@@ -1,0 +1,1 @@
+"""What the server does with the replies: judge each, weigh, combine, step."""
