@@ -15,7 +15,7 @@ from fgrpo.errors import FgrpoError
 
 if TYPE_CHECKING:
     from fgrpo.config import Config
-    from fgrpo.engine import Observer
+    from fgrpo.engines.base import Observer
     from fgrpo.run_folder import RunFolder
 
 

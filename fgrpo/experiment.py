@@ -14,10 +14,10 @@ from fgrpo.client.model import is_adapted
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
-from fgrpo.engine import Observer
+from fgrpo.engines.base import Observer
+from fgrpo.engines.in_process import InProcess
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
-from fgrpo.in_process import InProcess
 from fgrpo.records import Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml

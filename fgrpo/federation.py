@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fgrpo.config import Config
-from fgrpo.engine import Engine, Observer
+from fgrpo.engines.base import Engine, Observer
 from fgrpo.errors import RunError
 from fgrpo.records import Accepted, Evaluation, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder

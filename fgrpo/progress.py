@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo.engine import Observer
+from fgrpo.engines.base import Observer
 from fgrpo.records import Evaluation, Record, Report, RoundSummary
 from fgrpo.text import byte_size, number, percent, printable, seconds
 

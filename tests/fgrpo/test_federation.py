@@ -7,9 +7,9 @@ import torch
 
 from fgrpo.client.owners import make_clients
 from fgrpo.config import ClientConfig, CodecConfig, TaskConfig
+from fgrpo.engines.in_process import InProcess
 from fgrpo.errors import RunError
 from fgrpo.federation import play, play_round
-from fgrpo.in_process import InProcess
 from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.wire.parameters import flatten

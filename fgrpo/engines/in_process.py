@@ -12,7 +12,7 @@ from fgrpo.client.owners import Client
 from fgrpo.client.policy import Policy
 from fgrpo.client.round import client_round
 from fgrpo.config import Config
-from fgrpo.engine import Observer
+from fgrpo.engines.base import Observer
 from fgrpo.errors import FgrpoError
 from fgrpo.records import Evaluation, Failure, Reply, ServerState
 from fgrpo.stopwatch import Stopwatch

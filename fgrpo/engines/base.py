@@ -12,7 +12,7 @@ from fgrpo.wire.parameters import Manifest
 
 
 class Engine(Protocol):
-    """Where clients live: in this process (`fgrpo.in_process`) or on other machines."""
+    """Where clients live: in this process (`fgrpo.engines.in_process`) or on other machines."""
 
     @property
     def clients(self) -> Sequence[str]:
