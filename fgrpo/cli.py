@@ -99,7 +99,7 @@ def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import evaluate
-    from fgrpo.summary import print_evaluations
+    from fgrpo.show.summary import print_evaluations
 
     _quiet_libraries()
     print_evaluations(evaluate(arguments.target, overrides, arguments.round))
@@ -113,14 +113,14 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.run_folder import RunFolder
-    from fgrpo.summary import print_comparison
+    from fgrpo.show.summary import print_comparison
 
     print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.errors import PayloadError
-    from fgrpo.summary import print_payload
+    from fgrpo.show.summary import print_payload
     from fgrpo.wire.payload import unpack
 
     try:
@@ -138,8 +138,8 @@ def _keys(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _finish(folder: RunFolder) -> None:
     """Print the tables of a run, write its report, and say where it is."""
-    from fgrpo.report import write_report
-    from fgrpo.summary import print_summary
+    from fgrpo.show.report import write_report
+    from fgrpo.show.summary import print_summary
 
     report = write_report(folder)
     print_summary(list(folder.records()))
@@ -150,8 +150,8 @@ def _finish(folder: RunFolder) -> None:
 
 @contextmanager
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
-    from fgrpo.progress import Observers, Progress
-    from fgrpo.tensorboard import TensorBoardWriter
+    from fgrpo.show.progress import Observers, Progress
+    from fgrpo.show.tensorboard import TensorBoardWriter
 
     done = max(folder.rounds(), default=0)
     with Progress(config.rounds, clients, done=done) as progress, TensorBoardWriter(folder) as curves:

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
-from fgrpo.tensorboard import TensorBoardWriter
+from fgrpo.show.tensorboard import TensorBoardWriter
 
 CLIENTS = ("adder", "ward 7")
 

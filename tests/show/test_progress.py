@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from fgrpo import progress as progress_module
-from fgrpo.progress import Observers, Progress, sparkline
 from fgrpo.records import Evaluation, Report, RoundSummary
+from fgrpo.show import progress as progress_module
+from fgrpo.show.progress import Observers, Progress, sparkline
 
 ROUNDS, CLIENTS = 3, ("adder", "ward 7\x1b[31m\nb")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from fgrpo.errors import RunError
-from fgrpo.plots import DARK, LIGHT, write_plots
 from fgrpo.run_folder import RunFolder
-from fgrpo.summary import RunSummary, quarantine_table, tables
-from fgrpo.text import byte_size, percent, points, printable, ratio, seconds
+from fgrpo.show.plots import DARK, LIGHT, write_plots
+from fgrpo.show.summary import RunSummary, quarantine_table, tables
+from fgrpo.show.text import byte_size, percent, points, printable, ratio, seconds
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _ALT_TEXTS = {

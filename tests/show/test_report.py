@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 
 from fgrpo.errors import RunError
-from fgrpo.plots import write_plots
 from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
-from fgrpo.report import write_report
 from fgrpo.run_folder import RunFolder
-from fgrpo.summary import (
+from fgrpo.show.plots import write_plots
+from fgrpo.show.report import write_report
+from fgrpo.show.summary import (
     RunSummary,
     client_table,
     print_evaluations,
@@ -25,7 +25,7 @@ from fgrpo.summary import (
     stage_table,
     uplink_table,
 )
-from fgrpo.text import byte_size, ratio, seconds
+from fgrpo.show.text import byte_size, ratio, seconds
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import encode
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fgrpo.engines.base import Observer
 from fgrpo.records import Evaluation, Record, Report, RoundSummary
-from fgrpo.text import byte_size, number, percent, printable, seconds
+from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND_ROUNDS = 16

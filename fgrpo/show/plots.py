@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from fgrpo.summary import RunSummary
-from fgrpo.text import byte_size, number, percent, points, printable, ratio, seconds
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.text import byte_size, number, percent, points, printable, ratio, seconds
 
 _WIDTH, _DPI = 8.0, 150  # inches, pixels per inch
 _LINES_IN_A_PANEL = 8  # with more, the other clients are a grey blur

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgrpo.records import Evaluation, Record, Report, RoundSummary
-from fgrpo.text import byte_size, number, percent, points, printable, ratio, seconds
+from fgrpo.show.text import byte_size, number, percent, points, printable, ratio, seconds
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import Encoded
 
