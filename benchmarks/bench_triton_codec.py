@@ -17,8 +17,8 @@ from common import Record, attempt, copy_bandwidth, measure, write
 from torch import Tensor
 
 from fgrpo_kernels import codec as cpp
-from fgrpo_kernels.gpu import delta_codec
-from fgrpo_kernels.gpu.delta_codec import Delta
+from fgrpo_kernels.codec import gpu as delta_codec
+from fgrpo_kernels.codec.gpu import Delta
 
 P = 1 << 28
 CHECKED = 1 << 22

@@ -71,3 +71,12 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> 
                 f"{op}: {name} is {x.dtype} but hidden is {hidden.dtype}; cast one of them, or call it inside "
                 "torch.autocast"
             )
+
+
+def real_vocab_size(op: str, vocab_size: int | None, columns: int) -> int:
+    """`vocab_size` if given and sensible, else all columns."""
+    if vocab_size is None:
+        return columns
+    if not 0 < vocab_size <= columns:
+        raise ValueError(f"{op}: vocab_size must be in 1 to {columns}, the columns there are, got {vocab_size}")
+    return vocab_size

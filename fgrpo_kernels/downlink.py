@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.buffers import buffer_of, require_on_cpu, thread_count
+from fgrpo_kernels.codec.buffers import buffer_of, require_on_cpu, thread_count
 
 __all__ = ["SparseUpdate", "apply_update", "encode_update"]
 

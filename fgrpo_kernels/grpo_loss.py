@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets, real_vocab_size
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import grpo_loss as gpu
+from fgrpo_kernels.gpu import policy_terms as gpu_terms
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
 from fgrpo_kernels.objectives import Objective, PPOClip, device_form
@@ -101,18 +102,14 @@ def grpo_loss(
     if uses_triton(logits) and form is not None:
         live_N = terms.informative_mask() if can_look_at(targets) else None
         check_targets("grpo_loss", targets_N, vocab_size, live_N)
-        return gpu.grpo_loss(logits, targets_N, terms, form, temperature, vocab_size)
+        if gpu.takes_one_pass(logits, terms):
+            return gpu.loss_in_one_pass(logits, targets_N, terms, form, temperature, vocab_size)
+        sequences = gpu_terms.sequences_of(terms)
+        live_N = gpu_terms.rows_that_count(terms, sequences)
+        logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
+        return gpu_terms.loss_of_logprobs(logp_N, entropy_N, live_N, terms, sequences, form)
     live_N = terms.informative_mask()
     check_targets("grpo_loss", targets_N, vocab_size, live_N)
     terms = terms.blanked(live_N)
     logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
     return GRPOLoss(terms.loss(logp_N, entropy_N), terms.metrics(logp_N, entropy_N))
-
-
-def real_vocab_size(op: str, vocab_size: int | None, columns: int) -> int:
-    """`vocab_size` if given and sensible, else all columns."""
-    if vocab_size is None:
-        return columns
-    if not 0 < vocab_size <= columns:
-        raise ValueError(f"{op}: vocab_size must be in 1 to {columns}, the columns there are, got {vocab_size}")
-    return vocab_size

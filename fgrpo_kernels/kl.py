@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.gpu.numerics import expm1, expm1_minus_x
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import expm1, expm1_minus_x
 from fgrpo_kernels.objectives.base import MAX_LOG_RATIO
 
 KL = Literal["k1", "k2", "k3", "k3_is"]

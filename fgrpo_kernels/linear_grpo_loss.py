@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import check_rows, check_targets
-from fgrpo_kernels.head_blocks import LogitsBlocks, Rows, all_rows
-from fgrpo_kernels.head_gradients import HeadGradients, scale_for
-from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
+from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows
+from fgrpo_kernels.head.gradients import HeadGradients, scale_for
+from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
+from fgrpo_kernels.head.tensors import Head, HeadTensors, LowRank, make_head
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
 from fgrpo_kernels.linear_token_logprobs import logprobs_of_head, stats_of_rows
-from fgrpo_kernels.lm_head import Head, HeadTensors, LowRank, make_head
 from fgrpo_kernels.objectives import Objective, PPOClip
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss

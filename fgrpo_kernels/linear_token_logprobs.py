@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrpo_kernels.checks import can_look_at, check_rows, check_targets
-from fgrpo_kernels.head_blocks import LogitsBlocks, Rows, all_rows, rows_where
-from fgrpo_kernels.head_gradients import HeadGradients, scale_for
-from fgrpo_kernels.head_rows import HeadStats, overwrite_with_gradient, write_stats
-from fgrpo_kernels.lm_head import Head, HeadOptions, HeadTensors, LowRank, make_head
+from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows, rows_where
+from fgrpo_kernels.head.gradients import HeadGradients, scale_for
+from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats
+from fgrpo_kernels.head.tensors import Head, HeadOptions, HeadTensors, LowRank, make_head
 from fgrpo_kernels.results import TokenLogprobs
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.buffers import buffer_of, output_tensor, require_int, thread_count
 from fgrpo_kernels.codec import Encoded, aggregate, payload_fields
+from fgrpo_kernels.codec.buffers import buffer_of, output_tensor, require_int, thread_count
 
 __all__ = ["MOST_SORTED", "ClippedMean", "clipped_mean", "median", "norms", "trimmed_mean"]
 

@@ -2,8 +2,8 @@
 
 Token-level objectives take one kernel over the rows, which reads a row (first pass: softmax statistics), knows the
 row's share of the loss and of the gradient, reads the row again while it is still in cache and writes its gradient;
-then two small kernels that sum the rows' terms. Sequence-level ones take three passes: statistics, arithmetic on
-`[N]` vectors, gradient.
+then two small kernels that sum the rows' terms. Sequence-level ones take three passes: statistics, the arithmetic of
+`policy_terms`, gradient.
 
 N rows   V columns
 """
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms
-from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, live_rows, named_metrics, policy_terms, sequences_of
+from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, named_metrics, parameters_of, policy_terms, vectors_of
 from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
 from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED_WITH_GRADIENT, rows_of
 from fgrpo_kernels.jit import FUSED, jit, tl
@@ -28,36 +28,26 @@ from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
 from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
-from fgrpo_kernels.token_logprobs import logprobs_of_live_rows
 
 
-def grpo_loss(
+def takes_one_pass(logits: Tensor, terms: PolicyTerms) -> bool:
+    """Whether a row's gradient is known as soon as the row is read, and may be rounded then.
+
+    The single pass rounds it before the incoming gradient, such as a loss scale, is known: in float16 small ones would
+    be lost.
+    """
+    return not terms.objective.sequence_level and logits.dtype != torch.float16
+
+
+def loss_in_one_pass(
     logits: Tensor, targets_N: Tensor, terms: PolicyTerms, form: DeviceForm, temperature: float, vocab_size: int
 ) -> GRPOLoss:
-    """`fgrpo_kernels.grpo_loss` after its checks, for objectives with a Triton form."""
-    sequences = sequences_of(terms)
-    vectors = (
-        terms.advantages_N, terms.weights_N, terms.policy_factor_N, terms.old_logp_N, terms.ref_logp_N
-    )  # fmt: skip
-    parameters = [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters))
-    with_gradient = torch.is_grad_enabled() and logits.requires_grad
-    # The single pass rounds the gradient before the incoming gradient, such as a loss scale, is known: in float16
-    # small ones would be lost.
-    if not terms.objective.sequence_level and logits.dtype != torch.float16:
-        op = grpo_loss_tokens if torch.compiler.is_compiling() else _GRPOLossTokens.apply
-        loss, metrics = op(
-            logits, targets_N, *vectors, form.name, parameters, terms.beta, terms.kl, terms.entropy_coef,
-            temperature, vocab_size, with_gradient,
-        )[:2]  # fmt: skip
-        return GRPOLoss(loss, named_metrics(metrics, terms))
-
-    all_weighted = terms.beta != 0 or terms.entropy_coef != 0
-    live_N = live_rows(*vectors[:3], terms.mask_N, *sequences, all_weighted)
-    logp_N, entropy_N = logprobs_of_live_rows(logits, targets_N, live_N, temperature, vocab_size)
-    loss, metrics, _, _ = policy_terms(
-        logp_N, entropy_N, live_N, terms.mask_N, *sequences, *vectors, form.name, parameters,
-        terms.objective.sequence_level, terms.beta, terms.kl, terms.entropy_coef, with_gradient,
-    )  # fmt: skip
+    """`fgrpo_kernels.grpo_loss` after its checks, where `takes_one_pass`."""
+    op = grpo_loss_tokens if torch.compiler.is_compiling() else _GRPOLossTokens.apply
+    loss, metrics = op(
+        logits, targets_N, *vectors_of(terms), form.name, parameters_of(form), terms.beta, terms.kl,
+        terms.entropy_coef, temperature, vocab_size, torch.is_grad_enabled() and logits.requires_grad,
+    )[:2]  # fmt: skip
     return GRPOLoss(loss, named_metrics(metrics, terms))
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.numerics import LN_2, LOG2_E
 from fgrpo_kernels.gpu.row_softmax import row_offset, scan_row, write_row
 from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED, UNSPECIALISED_WITH_GRADIENT, rows_of
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import LN_2, LOG2_E
 from fgrpo_kernels.results import PartialTokenStats
 
 

@@ -8,9 +8,9 @@ N rows   S sequences, or blocks of rows
 
 from __future__ import annotations
 
-from fgrpo_kernels.gpu.numerics import expm1_minus_x
 from fgrpo_kernels.gpu.policy_rows import load_terms, next_rows, row_terms, sequence_bounds
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import expm1_minus_x
 
 NUM_SUMS = tl.constexpr(10)  # what a program of `policy_terms_kernel` finds
 

@@ -5,8 +5,8 @@ The device form of `fgrpo_kernels.policy_terms`, which says what the terms and t
 
 from __future__ import annotations
 
-from fgrpo_kernels.gpu.numerics import exp, expm1
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import exp, expm1
 
 
 @jit

@@ -18,7 +18,9 @@ from fgrpo_kernels.gpu.policy_kernels import NUM_SUMS, finish_kernel, live_rows_
 from fgrpo_kernels.jit import FUSED
 from fgrpo_kernels.kl import DEVICE_ESTIMATORS
 from fgrpo_kernels.objectives import DEVICE_FUNCTIONS, DEVICE_GATHERS
+from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
+from fgrpo_kernels.results import GRPOLoss
 
 METRICS = (
     "clip_ratio/low",
@@ -55,6 +57,34 @@ def sequences_of(terms: PolicyTerms) -> Sequences:
     return Sequences(order_N, torch.searchsorted(sorted_ids, boundaries), 0, terms.num_sequences)
 
 
+def vectors_of(terms: PolicyTerms) -> tuple[Tensor | None, ...]:
+    """Advantages, weights, policy factors, old and reference log-probabilities, each `[N]`."""
+    return terms.advantages_N, terms.weights_N, terms.policy_factor_N, terms.old_logp_N, terms.ref_logp_N
+
+
+def parameters_of(form: DeviceForm) -> list[float]:
+    """The objective's numbers, as many as the kernels take."""
+    return [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters))
+
+
+def rows_that_count(terms: PolicyTerms, sequences: Sequences) -> Tensor:
+    """bool `[N]`: `PolicyTerms.informative_mask`."""
+    all_weighted = terms.beta != 0 or terms.entropy_coef != 0
+    return live_rows(*vectors_of(terms)[:3], terms.mask_N, *sequences, all_weighted)
+
+
+def loss_of_logprobs(
+    logp_N: Tensor, entropy_N: Tensor, live_N: Tensor, terms: PolicyTerms, sequences: Sequences, form: DeviceForm
+) -> GRPOLoss:
+    """Loss and metrics, differentiable in `logp_N` and `entropy_N`."""
+    loss, metrics, _, _ = policy_terms(
+        logp_N, entropy_N, live_N, terms.mask_N, *sequences, *vectors_of(terms), form.name, parameters_of(form),
+        terms.objective.sequence_level, terms.beta, terms.kl, terms.entropy_coef,
+        torch.is_grad_enabled() and logp_N.requires_grad,
+    )  # fmt: skip
+    return GRPOLoss(loss, named_metrics(metrics, terms))
+
+
 @torch.library.custom_op("fgrpo::live_rows", mutates_args=())
 def live_rows(
     advantages_N: Tensor,
@@ -67,7 +97,7 @@ def live_rows(
     num_sequences: int,
     all_weighted: bool,
 ) -> Tensor:
-    """bool `[N]`: `PolicyTerms.informative_mask`. `all_weighted`: there are terms besides the policy's."""
+    """As an op; `all_weighted`: there are terms besides the policy's."""
     live_N = torch.zeros_like(weights_N, dtype=torch.bool)
     if num_sequences > 0:
         with device_of(weights_N):

@@ -10,8 +10,8 @@ no mask. The last tile and the target's are special. `docs/kernels.md` derives t
 
 from __future__ import annotations
 
-from fgrpo_kernels.gpu.numerics import LN_2, LOG2_E, exp, expm1, log1p
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import LN_2, LOG2_E, exp, expm1, log1p
 
 # Stands for -inf where it would be multiplied by 0.
 LOWEST = tl.constexpr(-1e30)

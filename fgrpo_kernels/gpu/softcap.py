@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from fgrpo_kernels.dispatch import device_of
-from fgrpo_kernels.gpu.numerics import exp, expm1
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import exp, expm1
 
 BLOCK = 4096
 NUM_WARPS = 8

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.gpu.numerics import exp
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import exp
 
 Level = Literal["token", "sequence"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.gpu.numerics import exp
 from fgrpo_kernels.jit import jit, tl
+from fgrpo_kernels.numerics import exp
 from fgrpo_kernels.objectives.base import DeviceForm, Level, Tokens, bounded_exp, check_level, device_bounded_exp
 
 

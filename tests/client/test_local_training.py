@@ -147,8 +147,8 @@ class MostLogits(TorchDispatchMode):
 
 
 def test_a_training_step_never_holds_the_logits_of_all_rows(policy, small_config, monkeypatch):
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 16)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", 0)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_MIN_ROWS", 16)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_BLOCK_BYTES", 0)
     config = replace(small_config, train=replace(small_config.train, updates_per_rollout=1, minibatches=1))
     rollouts = sample(policy.model, policy.tokenizer, ["12 + 31 ="] * 4, config.rollout, seed=0)
     advantages_B = torch.linspace(-1.0, 1.0, len(rollouts.completions))

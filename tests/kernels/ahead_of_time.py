@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fgrpo_kernels.gpu.delta_codec import BFLOAT16S, FLOAT32S, tile_of_blocks, tile_of_values
-from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
-from fgrpo_kernels.gpu.delta_codec_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
+from fgrpo_kernels.codec.gpu import BFLOAT16S, FLOAT32S, tile_of_blocks, tile_of_values
+from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
+from fgrpo_kernels.codec.gpu_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
 from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
 from fgrpo_kernels.gpu.grpo_loss import SCALE_BLOCK, grpo_loss_kernel, scale_kernel
 from fgrpo_kernels.gpu.launch_table import row_tile

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fgrpo_kernels import codec as cpp
-from fgrpo_kernels.gpu import delta_codec
-from fgrpo_kernels.gpu.delta_codec_values import random_bits
+from fgrpo_kernels.codec import gpu as delta_codec
+from fgrpo_kernels.codec.gpu_values import random_bits
 from fgrpo_kernels.jit import HAS_TRITON, INTERPRETED, jit, tl
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

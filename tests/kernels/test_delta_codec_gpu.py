@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fgrpo_kernels import codec as cpp
-from fgrpo_kernels.gpu import delta_codec
+from fgrpo_kernels.codec import gpu as delta_codec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,7 +47,7 @@ def test_more_than_2_to_31_values(rounding):
 
 
 def test_a_new_size_or_seed_needs_no_new_kernel():
-    from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
+    from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
 
     def run(size, seed):
         values = torch.randn(size, device="cuda")

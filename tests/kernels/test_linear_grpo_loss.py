@@ -14,8 +14,8 @@ LEVELS = ["token", "sequence"]
 @pytest.fixture
 def block_rows(request, monkeypatch):
     """Limits blocks to this many rows of V float64 logits."""
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", request.param * V * 8)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_BLOCK_BYTES", request.param * V * 8)
     return request.param
 
 
@@ -114,8 +114,8 @@ def test_the_logits_of_all_rows_never_exist(monkeypatch, level):
     weight = torch.randn(vocab, hidden_size, generator=rng).requires_grad_()
     targets = torch.randint(vocab, (N,), generator=rng)
     arguments = {"weights": torch.ones(N), "sequence_ids": torch.arange(N) // 5, "objective": PPOClip(level=level)}
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", block * vocab * 4)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_BLOCK_BYTES", block * vocab * 4)
     with LargestTensor(vocab) as seen:
         linear_grpo_loss(hidden, weight, targets, torch.randn(20, generator=rng), **arguments).loss.backward()
     columns = 512 if uses_triton(hidden) else vocab  # a kernel's rows are aligned

@@ -9,8 +9,8 @@ SMALL_BLOCKS = 37 * 8 * 5  # five float64 rows of the case's 37 columns
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", SMALL_BLOCKS)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_BLOCK_BYTES", SMALL_BLOCKS)
 
 
 def run(op, case, *, with_bias=True, upstream=None, **arguments):
@@ -49,8 +49,8 @@ def test_gradcheck(small_blocks):
 def test_any_block_size(monkeypatch, block_rows):
     case = make_case()
     expected = run(reference.linear_token_logprobs, case)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_MIN_ROWS", 1)
-    monkeypatch.setattr("fgrpo_kernels.head_blocks.CPU_BLOCK_BYTES", block_rows * 37 * 8)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_MIN_ROWS", 1)
+    monkeypatch.setattr("fgrpo_kernels.head.blocks.CPU_BLOCK_BYTES", block_rows * 37 * 8)
     torch.testing.assert_close(run(linear_token_logprobs, case), expected)
 
 

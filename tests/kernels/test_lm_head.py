@@ -6,7 +6,7 @@ from loss_cases import B, H, T, V, make_case
 from torch.utils.checkpoint import checkpoint
 
 from fgrpo_kernels import PPOClip, linear_grpo_loss, linear_token_logprobs, reference, token_weights
-from fgrpo_kernels import head_blocks as blocks
+from fgrpo_kernels.head import blocks
 from fgrpo_kernels.jit import INTERPRETED
 
 R = 3

@@ -14,7 +14,7 @@ from fgrpo_kernels import rowwise
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import head_rows as gpu
 from fgrpo_kernels.gpu.token_logprobs import launch_backward, launch_forward
-from fgrpo_kernels.head_blocks import Block
+from fgrpo_kernels.head.blocks import Block
 from fgrpo_kernels.objectives import device_form
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.rowwise import RowStats, accumulation_dtype

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.dispatch import uses_triton
-from fgrpo_kernels.lm_head import Head
+from fgrpo_kernels.head.softcap import apply_softcap
+from fgrpo_kernels.head.tensors import Head
 from fgrpo_kernels.rowwise import accumulation_dtype
-from fgrpo_kernels.softcap import apply_softcap
 
 # CPU: 170 rows of V = 49,152 in float32. More costs memory and gains little: 148, 184, 246 and 736 rows take the same
 # time within 5%; 123 take 10 to 20% longer, 64 half as long again.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu.grpo_loss import scale_
-from fgrpo_kernels.head_blocks import Block, Rows
-from fgrpo_kernels.lm_head import Head, HeadTensors
+from fgrpo_kernels.head.blocks import Block, Rows
+from fgrpo_kernels.head.softcap import apply_softcap_slope_
+from fgrpo_kernels.head.tensors import Head, HeadTensors
 from fgrpo_kernels.rowwise import accumulation_dtype
-from fgrpo_kernels.softcap import apply_softcap_slope_
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 

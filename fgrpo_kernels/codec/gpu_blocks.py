@@ -6,7 +6,7 @@ values are taken as SLOTS tiles `[ROWS, BYTES]`, and packing them moves nothing 
 
 from __future__ import annotations
 
-from fgrpo_kernels.gpu.delta_codec_values import (
+from fgrpo_kernels.codec.gpu_values import (
     NO_FAULT,
     load,
     load_delta,

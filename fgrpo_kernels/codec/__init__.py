@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.buffers import (
+from fgrpo_kernels.codec.buffers import (
     buffer_of,
     new_tensor,
     output_tensor,
@@ -283,10 +283,10 @@ def _on_gpu(tensor: Tensor) -> bool:
 
 
 def _kernels() -> ModuleType:
-    """`fgrpo_kernels.gpu.delta_codec`, imported where a tensor is on a GPU: only there does the codec need Triton."""
-    from fgrpo_kernels.gpu import delta_codec
+    """`fgrpo_kernels.codec.gpu`, imported where a tensor is on a GPU: only there does the codec need Triton."""
+    from fgrpo_kernels.codec import gpu
 
-    return delta_codec
+    return gpu
 
 
 def _refuse_threads(function: str, num_threads: int | None) -> None:

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_floating, check_head, check_positive
-from fgrpo_kernels.grpo_loss import real_vocab_size
+from fgrpo_kernels.checks import check_floating, check_head, check_positive, real_vocab_size
 
 LowRank = tuple[Tensor, Tensor]
 

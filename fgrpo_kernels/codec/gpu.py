@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.dispatch import device_of
-from fgrpo_kernels.gpu.delta_codec_blocks import decode_kernel, encode_kernel
-from fgrpo_kernels.gpu.delta_codec_values import (
+from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
+from fgrpo_kernels.codec.gpu_values import (
     LARGEST_MAGNITUDE,
     NO_FAULT,
     ONE_ROUNDING_EACH,
     bfloat16_kernel,
     float32_kernel,
 )
+from fgrpo_kernels.dispatch import device_of
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}  # of the codecs with blocks
 CODECS = (*BITS, "bf16", "none")
