@@ -1,0 +1,7 @@
+"""The benchmarks are scripts: their folder is on the path of whoever runs one."""
+
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
