@@ -135,7 +135,7 @@ def scale(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
         "bytes": slope(options.clients, [r["peak_bytes"] for r in results]),
     }
     settings = _settings(options, overrides)
-    return save(f"clients_{options.config.stem}", head, settings=settings, results=results, slopes=slopes)
+    return save(f"round_{options.config.stem}-clients", head, settings=settings, results=results, slopes=slopes)
 
 
 def _play(

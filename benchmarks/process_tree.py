@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,9 +43,9 @@ class Samples:
         return self._cpu_at(end) - self._cpu_at(start)
 
     def peak_between(self, start: float, end: float) -> int:
-        """The most memory seen in a span of time, or around it if it lies between two samples."""
-        first, last = bisect_right(self.moments, start) - 1, bisect_right(self.moments, end) + 1
-        return max(self.memory_bytes[max(first, 0) : last])
+        """The most memory seen in a span of time, or just before and after it if it lies between two samples."""
+        first, last = bisect_left(self.moments, start), bisect_right(self.moments, end)
+        return max(self.memory_bytes[first:last] or self.memory_bytes[max(first - 1, 0) : last + 1])
 
     def _cpu_at(self, moment: float) -> float:
         after = min(max(bisect_right(self.moments, moment), 1), len(self.moments) - 1)

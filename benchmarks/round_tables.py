@@ -21,8 +21,10 @@ client, while it rolls out or trains. A group is informative if its rewards diff
 
 
 def render(paths: Sequence[Path]) -> str:
-    """Return one page with a section for each file."""
-    return "\n".join([_TITLE, *(_section(json.loads(path.read_text())) for path in paths)])
+    """Return one page with a section for each file, comparisons first."""
+    contents = [json.loads(path.read_text()) for path in paths]
+    contents.sort(key=lambda content: "slopes" in content)
+    return "\n".join([_TITLE, *map(_section, contents)])
 
 
 def _section(content: Record) -> str:

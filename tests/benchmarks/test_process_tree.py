@@ -64,6 +64,7 @@ def test_between_samples():
     samples = Samples(moments=[0.0, 1.0, 2.0, 4.0], cpu_s=[0.0, 1.0, 3.0, 3.0], memory_bytes=[5, 7, 6, 9])
     assert samples.cpu_between(0.5, 1.5) == 1.5
     assert samples.cpu_between(1.0, 4.0) == 2.0
-    assert samples.peak_between(0.0, 0.5) == 7
-    assert samples.peak_between(2.0, 2.5) == 9
-    assert samples.peak_between(0.0, 9.0) == 9
+    assert samples.peak_between(1.0, 3.0) == 7
+    assert samples.peak_between(2.0, 4.0) == 9
+    assert samples.peak_between(2.1, 2.2) == 9
+    assert samples.peak_between(0.1, 0.2) == 7
