@@ -81,7 +81,10 @@ def _contenders(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    numbers = [int(number) for number in text.split(",")]
+    if len(set(numbers)) < 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"a slope needs at least two different numbers of clients, got {text}")
+    return numbers
 
 
 def compare(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
@@ -114,11 +117,8 @@ def scale(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
     from common import cpu_header, save
 
     head = cpu_header(PACKAGES)
-    overrides = [
-        *overrides,
-        "--evaluation.prompts",
-        "8",
-    ]  # of no interest here, and it would take longer than the rounds
+    # Accuracy is of no interest here, and the evaluation of many clients would take longer than their rounds.
+    overrides = [*overrides, "--evaluation.prompts", "8"]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for number in options.clients:
@@ -206,4 +206,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("bench_round: interrupted; nothing is written")

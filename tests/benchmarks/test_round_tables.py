@@ -102,7 +102,14 @@ def test_nothing_measured(tmp_path):
     assert result.stdout.rstrip().endswith("trl+flower was not measured: not installed: flwr, ray.")
 
 
-def test_an_unknown_contender():
-    result = run("--contenders", "fgrpo,flower")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contenders", "fgrpo,flower"], "'flower' is none of fgrpo, trl+flower, trl+plain"),
+        (["--clients", "4"], "a slope needs at least two different numbers of clients, got 4"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message):
+    result = run(*arguments)
     assert result.returncode == 2
-    assert "'flower' is none of fgrpo, trl+flower, trl+plain" in result.stderr
+    assert message in result.stderr
