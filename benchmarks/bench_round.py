@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # not 15: whoever else is on the machine would go before
 }
 
 
@@ -206,6 +208,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it too leaves no process behind
     try:
         sys.exit(main())
     except KeyboardInterrupt:

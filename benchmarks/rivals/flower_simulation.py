@@ -7,7 +7,9 @@ imports nor loading count in a round.
 from __future__ import annotations
 
 import functools
+import os
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -38,12 +40,16 @@ def play(task: Task) -> Played:
         result = strategy.start(grid, arrays, num_rounds=config.rounds, timeout=None)
         final.append(result.arrays)
 
-    run_simulation(
-        server_app=server,
-        client_app=_client_app(task),
-        num_supernodes=members,
-        backend_config={"init_args": {"num_cpus": task.cores}, "client_resources": {"num_cpus": 1}},
-    )
+    try:
+        run_simulation(
+            server_app=server,
+            client_app=_client_app(task),
+            num_supernodes=members,
+            backend_config={"init_args": {"num_cpus": task.cores}, "client_resources": {"num_cpus": 1}},
+        )
+    except BaseException:  # the server's thread would go on waiting for its clients for ever
+        traceback.print_exc()
+        os._exit(1)
     from rivals.held_out import held_out_accuracy
 
     played.after.update(held_out_accuracy(config, final[0].to_torch_state_dict()))
