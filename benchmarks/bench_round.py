@@ -3,7 +3,7 @@
     python benchmarks/bench_round.py                                                 # the quickstart, 3 repetitions
     python benchmarks/bench_round.py --config configs/smollm2.yaml --rounds 1 --repetitions 1
     python benchmarks/bench_round.py --clients 4,8,16,32,64 --rounds 3               # our loop, more clients
-    python benchmarks/bench_round.py --render benchmarks/results/round_*.json > docs/results/rounds.md
+    python benchmarks/bench_round.py --render benchmarks/results/round_*.json > rounds.md
 
 Any key of the configuration can follow as an option and then holds for every contender; `--ours="--engine.workers 2"`
 holds for ours alone. The rivals need `trl>=1.16,<1.17` and `flwr[simulation]>=1.41,<1.43`; one that is missing is
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from process_tree import watch
-from round_results import repetition, slope, summary, times_ours
+from round_results import equal_work, headline, repetition, slope, summary, times_ours
 from round_tables import render
 
 Record = dict[str, Any]
@@ -107,10 +107,12 @@ def compare(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
     results = [
         summary(name, played[name]) if reason is None else failed(name, reason) for name, reason in why_not.items()
     ]
-    ours = next((r for r in results if r["name"] == "fgrpo" and "not_measured" not in r), None)
-    for record in results:
-        if ours is not None and "not_measured" not in record:
-            record["times_ours"] = times_ours(record, ours)
+    measured = {record["name"]: record for record in results if "not_measured" not in record}
+    if ours := measured.pop("fgrpo", None):
+        for rival in measured.values():
+            rival["times_ours"] = times_ours(rival, ours)
+        if measured and equal_work([ours, *measured.values()]):
+            ours["headline"] = headline(options.config.stem, ours, list(measured.values()))
     return save(f"round_{options.config.stem}", head, settings=_settings(options, overrides), results=results)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from process_tree import Samples
-from round_results import repetition, slope, summary, times_ours
+from round_results import equal_work, headline, repetition, slope, summary, times_ours
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_round.py"
@@ -56,7 +56,17 @@ def test_repetitions_are_compared_turn_by_turn():
     assert ours["round_s"] == {"median": 1.5, "min": 1, "max": 4, "count": 6}
     assert ours["first_round_s"] == 9.0
     assert times_ours(theirs, ours) == 3.0  # of 3, 2 and 5
-    assert times_ours(ours, ours) == 1.0
+    theirs["times_ours"], slower = 3.0, {**theirs, "name": "slower", "round_s": {"median": 7.0}, "times_ours": 9.0}
+    assert headline("quickstart", ours, [slower, theirs]) == {
+        "what": "a federated round, quickstart",
+        "figure": "1.5 s",
+        "against": "trl 5.5 s, 3 times as long",
+    }
+
+
+def test_equal_work():
+    assert equal_work([{"informative": 100}, {"informative": 105}])
+    assert not equal_work([{"informative": 106}, {"informative": 100}, {"informative": 103}])
 
 
 def test_slope():
@@ -81,7 +91,7 @@ def test_render():
         "fgrpo with `--engine.workers 2`.",
         "| | fgrpo | trl+plain |",
         "| seconds a round, median (range) | **1.50** (1.25 to 1.75) | **7.50** |",
-        "| times fgrpo's, median of the repetitions | 1.00 | 5.00 |",
+        "| times fgrpo's, median of the repetitions | - | 5.00 |",
         "| uplink a round, bytes | 1,508,800 | 11,347,968 |",
         "| informative groups a round | 198.5 of 256 | 180.0 of 256 |",
         "| accuracy, legs | 25.0 → 56.2% | 25.0 → 31.2% |",
