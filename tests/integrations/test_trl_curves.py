@@ -72,7 +72,6 @@ def test_off_policy(loss_type, tmp_path, fused_losses):
         pytest.param(OFF_POLICY | {"beta": 0.05, "learning_rate": 1e-3}, 0, id="off-policy"),
         pytest.param({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 8, id="accumulation"),
         pytest.param({"gradient_checkpointing": True}, 4, id="checkpointing"),
-        pytest.param({"mask_truncated_completions": True}, 4, id="truncated completions masked"),
     ],
 )
 def test_shared_prompts(options, fused, tmp_path, fused_losses):
@@ -156,6 +155,7 @@ VARIANTS = {  # options of the run, and how many of its micro-batches take the f
     "two-sided clip under 1": ({"delta": 0.7}, 0),
     "float32 head": ({"cast_lm_head_to_fp32": True}, 4),
     "truncated completions masked": ({"mask_truncated_completions": True}, 4),
+    "truncated completions masked, shared prompts": ({"mask_truncated_completions": True, "share_prompts": True}, 4),
     "temperature": ({"temperature": 0.7}, 4),
     "importance correction": ({"prepare": sampling_engine}, 0),
     "importance correction by token": (
