@@ -19,7 +19,7 @@ R rows   L tokens of the longest row   N predicted tokens   B sequences   T toke
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,8 +93,8 @@ class PrefixBatch:
 
     def to(self, device: torch.device | str) -> PrefixBatch:
         """Return the batch on a device."""
-        members = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PrefixBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in members.items()})
+        tensors = (self.input_ids, self.position_ids, self.ends, self.sources, self.sequences, self.tokens)
+        return PrefixBatch(*(x.to(device) for x in tensors), self.is_chain)
 
 
 def share_prompts(

@@ -18,6 +18,7 @@ from fgrpo.client.rollouts import sample
 from fgrpo.config import Config, RolloutConfig
 from fgrpo.records import Rollouts
 from fgrpo_kernels import GRPOLoss, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
+from fgrpo_kernels.integrations.shared_attention import enable_shared_attention
 from fgrpo_kernels.integrations.shared_decoder import can_share_prompts, decoder_inputs
 from fgrpo_kernels.shared_prompts import PrefixBatch, share_prompts
 
@@ -50,7 +51,7 @@ class Policy:
             tokenizer,
             plain_head=_has_plain_head(model),
             shares_prompts=can_repeat_prompts(model, tokenizer),
-            shares_prefixes=_can_share_prefixes(model),
+            shares_prefixes=_share_prefixes(model),
             reference=reference,
         )
 
@@ -97,9 +98,13 @@ def _logits(model: nn.Module, batch: PrefixBatch) -> Tensor:
     return model(**decoder_inputs(batch, model)).logits
 
 
-def _can_share_prefixes(model: nn.Module) -> bool:
+def _share_prefixes(model: nn.Module) -> bool:
+    """Whether the model can; if so, it is made fit for long rows."""
     base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
-    return can_share_prompts(base, lambda inputs: base.get_decoder()(**inputs).last_hidden_state)
+    if not can_share_prompts(base, lambda inputs: base.get_decoder()(**inputs).last_hidden_state):
+        return False
+    enable_shared_attention(base)
+    return True
 
 
 # How models scale or cap their logits, by the names that transformers' configurations use. A cap far above the logits

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgrpo_kernels.integrations import shared_attention
+from fgrpo_kernels.integrations.shared_attention import SHARED_ATTENTION, compact_mask
 from fgrpo_kernels.shared_prompts import PrefixBatch, share_padded_prompts, share_prompts
 
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds of attention that a mask describes
 
 
-def decoder_inputs(batch: PrefixBatch, model: nn.Module) -> dict[str, Any]:
+def decoder_inputs(batch: PrefixBatch, model: Any) -> dict[str, Any]:
     """Return the keyword arguments of a decoder's forward.
 
     Args:
@@ -24,7 +26,7 @@ def decoder_inputs(batch: PrefixBatch, model: nn.Module) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     if batch.is_chain:
         return inputs | {"attention_mask": batch.padding_mask()}
-    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    config = model.config.get_text_config()
     window, layers = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
     if window is None or layers == {"full_attention"}:
         return inputs | {"attention_mask": _mask(batch, model, None)}
@@ -55,12 +57,15 @@ def shared_completions(input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     return (batches[0], labels[:, start:]) if batches else None
 
 
-def _mask(batch: PrefixBatch, model: nn.Module, window: int | None) -> Any:
-    if model.config._attn_implementation == "flex_attention":  # type: ignore[union-attr]
+def _mask(batch: PrefixBatch, model: Any, window: int | None) -> Any:
+    attention, length = model.config._attn_implementation, batch.input_ids.shape[1]
+    if attention == SHARED_ATTENTION and length >= shared_attention.MIN_LENGTH:
+        return compact_mask(batch)
+    if attention == "flex_attention":
         return batch.block_mask(window)
     device = batch.input_ids.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-    return batch.additive_mask(dtype, window)  # type: ignore[arg-type]
+    return batch.additive_mask(dtype, window)
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def can_share_prompts(model: nn.Module, hidden_states: Callable[[dict[str, Any]], Tensor]) -> bool:
+def can_share_prompts(model: Any, hidden_states: Callable[[dict[str, Any]], Tensor]) -> bool:
     """Try it: whether a few sequences give the same hidden states in a shared row as each in its own.
 
     They do not in models with recurrent layers, with positions that follow from the mask (ALiBi), or with an attention
@@ -86,7 +91,7 @@ def can_share_prompts(model: nn.Module, hidden_states: Callable[[dict[str, Any]]
         model: a causal language model of transformers.
         hidden_states: runs its decoder on `decoder_inputs`, and returns `[R, L, H]`.
     """
-    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    config = model.config.get_text_config()
     if not set(getattr(config, "layer_types", None) or ()) <= _LAYERS:
         return False
     window = getattr(config, "sliding_window", None) or 0

@@ -21,6 +21,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from fgrpo_kernels.integrations.causal_lm_head import CausalLMHead, check_head
+from fgrpo_kernels.integrations.shared_attention import disable_shared_attention, enable_shared_attention
 from fgrpo_kernels.integrations.shared_decoder import can_share_prompts, decoder_inputs, shared_completions
 from fgrpo_kernels.integrations.trl_step import FusedStep, plan_step
 
@@ -168,8 +169,11 @@ class _FusedForward:
     def share_prompts(self, on: bool) -> None:
         """Have prompts computed once a group, if the model can."""
         model = self._model
+        disable_shared_attention(model)
         self.shares_prompts = on and can_share_prompts(model, lambda inputs: model.base_model(**inputs)[0])
-        if on and not self.shares_prompts:
+        if self.shares_prompts:
+            enable_shared_attention(model)
+        elif on:
             warnings.warn(
                 f"share_prompts: {type(model).__name__} with {model.config._attn_implementation} attention does not "
                 "give the same hidden states for sequences that share a prompt; they are computed one by one",

@@ -18,6 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from fgrpo_kernels.integrations import shared_attention
+from fgrpo_kernels.integrations.shared_attention import disable_shared_attention, enable_shared_attention
 from fgrpo_kernels.integrations.shared_decoder import can_share_prompts, decoder_inputs
 from fgrpo_kernels.shared_prompts import share_prompts
 
@@ -83,6 +85,46 @@ def test_hidden_states_and_gradients(name, attention):
     for name, gradient in gradients.items():
         scale = expected_gradients[name].abs().max().item()
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-5 * max(scale, 1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox", "mistral, windows", "gemma3, windows"])
+def test_attention_without_a_mask(name, monkeypatch):
+    """In blocks of three queries: the hidden states and gradients that a mask gives."""
+    monkeypatch.setattr(shared_attention, "MIN_LENGTH", 1)
+    monkeypatch.setattr(shared_attention, "QUERIES", 3)
+    model = model_of(SHARING[name], "sdpa")
+    (batch,) = share_prompts(*groups())
+    results = []
+    for enabled in (False, True):
+        if enabled:
+            enable_shared_attention(model)
+        inputs = decoder_inputs(batch, model)
+        masks = inputs["attention_mask"]
+        masks = list(masks.values()) if isinstance(masks, dict) else [masks]
+        assert all((mask.dtype == torch.int64) == enabled for mask in masks)
+        rows_NH = batch.rows(hidden_states(model, inputs))
+        model.zero_grad()
+        rows_NH.square().sum().backward()
+        results.append((rows_NH.detach(), model.get_input_embeddings().weight.grad))
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-5 * expected.abs().max().item(), rtol=1e-4)
+
+
+def test_elsewhere_it_is_transformers_attention():
+    """Padded rows, generation, and after it is switched off: the same bits."""
+    model, plain = model_of(SHARING["llama"], "sdpa"), model_of(SHARING["llama"], "sdpa")
+    enable_shared_attention(model)
+    tokens = torch.arange(1, 17).view(2, 8)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
+    for inputs in ({"input_ids": tokens}, {"input_ids": tokens, "attention_mask": mask}):
+        assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(model.generate(**inputs, **options), plain.generate(**inputs, **options))
+    disable_shared_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+    eager = model_of(SHARING["llama"], "eager")
+    enable_shared_attention(eager)
+    assert eager.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", APART)
