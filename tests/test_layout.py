@@ -32,8 +32,7 @@ ROOMS = {
     "wire": Room("fgrpo.wire", "ground codec"),
     "ground": Room("fgrpo", "codec"),
     "integrations": Room("fgrpo_kernels.integrations", "models ops objectives"),
-    # Ours is a trainer too: what is known of transformers' models is for all of them, unlike another trainer's plug-in.
-    "models": Room("fgrpo_kernels.integrations.causal_lm_head fgrpo_kernels.integrations.shared_decoder", "ops"),
+    "models": Room("fgrpo_kernels.models", "ops"),
     "codec": Room("fgrpo_kernels.codec fgrpo_kernels.robust fgrpo_kernels.downlink", "base"),
     "ops": Room("fgrpo_kernels", "reference head gpu terms objectives base"),
     "reference": Room("fgrpo_kernels.reference", "terms objectives base"),

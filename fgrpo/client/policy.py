@@ -18,8 +18,8 @@ from fgrpo.client.rollouts import sample
 from fgrpo.config import Config, RolloutConfig
 from fgrpo.records import Rollouts
 from fgrpo_kernels import GRPOLoss, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
-from fgrpo_kernels.integrations.shared_attention import enable_shared_attention
-from fgrpo_kernels.integrations.shared_decoder import can_share_prompts, decoder_inputs
+from fgrpo_kernels.models.shared_attention import enable_shared_attention
+from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs
 from fgrpo_kernels.shared_prompts import PrefixBatch, share_prompts
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from fgrpo_kernels.integrations.causal_lm_head import CausalLMHead, check_head
-from fgrpo_kernels.integrations.shared_attention import disable_shared_attention, enable_shared_attention
-from fgrpo_kernels.integrations.shared_decoder import can_share_prompts, decoder_inputs, shared_completions
 from fgrpo_kernels.integrations.trl_step import FusedStep, plan_step
+from fgrpo_kernels.models.causal_lm_head import CausalLMHead, check_head
+from fgrpo_kernels.models.shared_attention import disable_shared_attention, enable_shared_attention
+from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs, shared_completions
 
 Metrics = Literal["all", "informative"]
 TESTED_TRL = "1.16."

@@ -28,7 +28,7 @@ def fused_losses(monkeypatch):
         calls.append(1)
         return linear_grpo_loss(*args, **options)
 
-    monkeypatch.setattr("fgrpo_kernels.integrations.causal_lm_head.linear_grpo_loss", counted)
+    monkeypatch.setattr("fgrpo_kernels.models.causal_lm_head.linear_grpo_loss", counted)
     return calls
 
 

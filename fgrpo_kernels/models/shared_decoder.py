@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgrpo_kernels.integrations import shared_attention
-from fgrpo_kernels.integrations.shared_attention import SHARED_ATTENTION, compact_mask
+from fgrpo_kernels.models import shared_attention
+from fgrpo_kernels.models.shared_attention import SHARED_ATTENTION, compact_mask
 from fgrpo_kernels.shared_prompts import PrefixBatch, share_padded_prompts, share_prompts
 
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds of attention that a mask describes

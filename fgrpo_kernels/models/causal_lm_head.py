@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, linear_grpo_loss, linear_token_logprobs
-from fgrpo_kernels.integrations.shared_decoder import evaluating
+from fgrpo_kernels.models.shared_decoder import evaluating
 
 # Multipliers of the logits, by the names that transformers' configurations have for them.
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
