@@ -19,7 +19,7 @@ R rows   L tokens of the longest row   N predicted tokens   B sequences   T toke
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,8 +93,8 @@ class PrefixBatch:
 
     def to(self, device: torch.device | str) -> PrefixBatch:
         """Return the batch on a device."""
-        tensors = (self.input_ids, self.position_ids, self.ends, self.sources, self.sequences, self.tokens)
-        return PrefixBatch(*(x.to(device) for x in tensors), self.is_chain)
+        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 def share_prompts(
