@@ -93,7 +93,7 @@ class PrefixBatch:
 
     def to(self, device: torch.device | str) -> PrefixBatch:
         """Return the batch on a device."""
-        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **tensors)
 
 
