@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.derivatives import transforms_active
+
 
 def check_floating(op: str, name: str, x: Tensor) -> None:
     if not x.is_floating_point():
@@ -30,8 +32,11 @@ def check_rows(op: str, name: str, x: Tensor, expected: torch.Size) -> None:
 
 
 def can_look_at(x: Tensor) -> bool:
-    """Whether a check may read values: for free on the CPU, a synchronisation elsewhere, a break while compiling."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a check may read values.
+
+    That is free on the CPU, a synchronisation elsewhere, a break while compiling, and an error inside of `vmap`.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms_active()
 
 
 def check_targets(op: str, targets: Tensor, vocab_size: int, live: Tensor | None = None) -> None:
@@ -55,8 +60,8 @@ def check_targets(op: str, targets: Tensor, vocab_size: int, live: Tensor | None
             )
 
 
-def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """`hidden [..., H]`, `weight [V, H]` and `bias [V]` of one floating dtype."""
+def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, one_dtype: bool) -> None:
+    """`hidden [..., H]`, `weight [V, H]` and `bias [V]`, floating, and of one dtype if they have to be."""
     check_floating(op, "hidden", hidden)
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
@@ -66,7 +71,9 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> 
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias must be [V] = [{weight.shape[0]}], got {list(bias.shape)}")
     for name, x in (("weight", weight), ("bias", bias)):
-        if x is not None and x.dtype != hidden.dtype:
+        if x is not None:
+            check_floating(op, name, x)
+        if x is not None and one_dtype and x.dtype != hidden.dtype:
             raise TypeError(
                 f"{op}: {name} is {x.dtype} but hidden is {hidden.dtype}; cast one of them, or call it inside "
                 "torch.autocast"

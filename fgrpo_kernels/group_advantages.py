@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fgrpo_kernels import reference
 from fgrpo_kernels.checks import can_look_at, check_floating, check_positive
+from fgrpo_kernels.derivatives import check_constants
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import group_advantages as gpu
 from fgrpo_kernels.results import GroupAdvantages
@@ -96,6 +97,7 @@ def group_advantages(
         )
     check_positive("group_advantages", "eps", eps)
     _check_groups(rewards.shape[0], group_size, group_ids, num_groups)
+    check_constants("group_advantages", rewards=rewards, reward_weights=reward_weights)
     rewards = rewards.detach()
     if group_ids is None:
         assert group_size is not None, "just checked"

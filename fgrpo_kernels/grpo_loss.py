@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from fgrpo_kernels import reference
 from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets, real_vocab_size
+from fgrpo_kernels.derivatives import as_constant, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import grpo_loss as gpu
 from fgrpo_kernels.gpu import policy_terms as gpu_terms
@@ -80,24 +84,24 @@ def grpo_loss(
     check_floating("grpo_loss", "logits", logits)
     check_positive("grpo_loss", "temperature", temperature)
     vocab_size = real_vocab_size("grpo_loss", vocab_size, logits.shape[-1])
-    terms = flatten_terms(
-        "grpo_loss",
-        logits.shape[:-1],
-        accumulation_dtype(logits.dtype),
-        advantages=advantages,
-        weights=weights,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
-        policy_factor=policy_factor,
-        mask=mask,
-        sequence_ids=sequence_ids,
-        objective=objective,
-        beta=beta,
-        kl=kl,
-        entropy_coef=entropy_coef,
-    )
+    of_terms: dict[str, Any] = {
+        "advantages": advantages,
+        "weights": weights,
+        "old_logp": old_logp,
+        "ref_logp": ref_logp,
+        "policy_factor": policy_factor,
+        "mask": mask,
+        "sequence_ids": sequence_ids,
+        "objective": objective,
+        "beta": beta,
+        "kl": kl,
+        "entropy_coef": entropy_coef,
+    }
+    terms = flatten_terms("grpo_loss", logits.shape[:-1], accumulation_dtype(logits.dtype), **of_terms)
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
-    targets_N = targets.reshape(-1)
+    if needs_reference(logits):
+        return reference.grpo_loss(logits, targets, **of_terms, temperature=temperature, vocab_size=vocab_size)
+    targets_N = as_constant(targets).reshape(-1)
     form = device_form(objective)
     if uses_triton(logits) and form is not None:
         live_N = terms.informative_mask() if can_look_at(targets) else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.checks import can_look_at, check_rows
+from fgrpo_kernels.derivatives import as_constant, check_constants
 from fgrpo_kernels.kl import ESTIMATORS, KL
 from fgrpo_kernels.objectives import Objective
 from fgrpo_kernels.policy_terms import PolicyTerms
@@ -46,11 +47,21 @@ def flatten_terms(
     if beta != 0 and ref_logp is None:
         raise ValueError(f"{op}: beta = {beta} asks for a KL term, which needs ref_logp")
 
+    check_constants(
+        op,
+        advantages=advantages,
+        weights=weights,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        policy_factor=policy_factor,
+        mask=mask,
+    )
+
     def per_row(name: str, x: Tensor) -> Tensor:
         if len(rows_shape) == 2 and x.shape == (rows_shape[0], 1):
             x = x.expand(rows_shape)
         check_rows(op, name, x, rows_shape)
-        return x.detach().reshape(-1).to(dtype).contiguous()
+        return as_constant(x).reshape(-1).to(dtype).contiguous()
 
     def optional_per_row(name: str, x: Tensor | None) -> Tensor | None:
         return None if x is None else per_row(name, x)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fgrpo_kernels import reference
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows
+from fgrpo_kernels.derivatives import needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import partial_token_stats as gpu
 from fgrpo_kernels.results import PartialTokenStats, TokenLogprobs
@@ -45,7 +46,7 @@ def partial_token_stats(
     check_positive("partial_token_stats", "temperature", temperature)
     if vocab_start < 0:
         raise ValueError(f"partial_token_stats: vocab_start must be the index of a column, got {vocab_start}")
-    if uses_triton(logits_shard):
+    if uses_triton(logits_shard) and not needs_reference(logits_shard):
         return gpu.partial_token_stats(logits_shard, targets, vocab_start, temperature)
     return reference.partial_token_stats(logits_shard, targets, vocab_start, temperature=temperature)
 

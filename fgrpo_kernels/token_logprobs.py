@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fgrpo_kernels import reference
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
+from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import token_logprobs as gpu
 from fgrpo_kernels.results import TokenLogprobs
@@ -47,7 +48,10 @@ def token_logprobs(
             f"token_logprobs: inplace_backward overwrites the logits, but these share memory, with strides "
             f"{logits.stride()}; were they expanded? Call .contiguous() first, or leave inplace_backward off"
         )
-    outputs = logprobs_of_live_rows(logits, targets.reshape(-1), None, temperature, logits.shape[-1], inplace_backward)
+    if needs_reference(logits):
+        return reference.token_logprobs(logits, targets, temperature=temperature)
+    targets_N = as_constant(targets).reshape(-1)
+    outputs = logprobs_of_live_rows(logits, targets_N, None, temperature, logits.shape[-1], inplace_backward)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 
@@ -165,7 +169,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@first_derivative_only("token_logprobs")
 def _backward(
     ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:

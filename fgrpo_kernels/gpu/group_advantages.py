@@ -209,8 +209,8 @@ def normalize_then_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same four where every reward function is normalised by itself: three launches of the one kernel.
 
-    The columns are so many times the groups. Their weighted sums have mean 0 in each group, because each column has, and
-    so in the batch: to normalise them over the batch is to divide by its standard deviation.
+    The columns are so many times the groups. Their weighted sums have mean 0 in each group, because each column has,
+    and so in the batch: to normalise them over the batch is to divide by its standard deviation.
     """
     rewards_BR = rewards[:, None] if rewards.ndim == 1 else rewards
     B, R = rewards_BR.shape

@@ -17,8 +17,10 @@ GROUPS = {
     "one large": [[1e12, 1.0, 2.0, 3.0], [0.0, 1.0, 0.0]],
 }
 OPTIONS = [
-    {"scale": scale, "baseline": baseline} for scale in ("group", "batch", "none") for baseline in ("mean", "leave_one_out")
-]  # fmt: skip
+    {"scale": scale, "baseline": baseline}
+    for scale in ("group", "batch", "none")
+    for baseline in ("mean", "leave_one_out")
+]
 
 
 def rounded(groups, dtype):

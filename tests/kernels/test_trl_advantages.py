@@ -21,10 +21,8 @@ WEIGHTS = torch.tensor([1.0, 0.5, -2.0])
 def trl_advantages(rewards, aggregation, scale):
     """Run the statement that chooses by `multi_objective_aggregation`, in the rewards' dtype."""
     method = ast.parse(textwrap.dedent(inspect.getsource(GRPOTrainer._generate_and_score_completions)))
-    (statement,) = (
-        node for node in ast.walk(method)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "self.multi_objective_aggregation == 'sum_then_normalize'"
-    )  # fmt: skip
+    choice = "self.multi_objective_aggregation == 'sum_then_normalize'"
+    (statement,) = (node for node in ast.walk(method) if isinstance(node, ast.If) and ast.unparse(node.test) == choice)
     trainer = SimpleNamespace(
         multi_objective_aggregation=aggregation,
         scale_rewards=scale,
