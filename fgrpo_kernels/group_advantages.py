@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at, check_floating, check_positive
+from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_tensors
 from fgrpo_kernels.derivatives import check_constants
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import group_advantages as gpu
@@ -70,6 +70,9 @@ def group_advantages(
     Raises:
         TypeError, ValueError: see above; the message says which.
     """
+    check_tensors("group_advantages", {"group_ids": group_ids}, rewards=rewards)
+    if reward_weights is not None:  # on any device: there are few
+        check_tensors("group_advantages", reward_weights=reward_weights)
     check_floating("group_advantages", "rewards", rewards)
     if rewards.ndim not in (1, 2):
         raise ValueError(f"group_advantages: rewards must be [B] or [B, R], got {list(rewards.shape)}")

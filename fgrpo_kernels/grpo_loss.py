@@ -7,7 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets, real_vocab_size
+from fgrpo_kernels.checks import (
+    can_look_at,
+    check_floating,
+    check_positive,
+    check_rows,
+    check_targets,
+    check_tensors,
+    real_vocab_size,
+)
 from fgrpo_kernels.derivatives import as_constant, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import grpo_loss as gpu
@@ -81,6 +89,7 @@ def grpo_loss(
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options, by name.
     """
+    check_tensors("grpo_loss", logits=logits, targets=targets)
     check_floating("grpo_loss", "logits", logits)
     check_positive("grpo_loss", "temperature", temperature)
     vocab_size = real_vocab_size("grpo_loss", vocab_size, logits.shape[-1])
@@ -97,7 +106,7 @@ def grpo_loss(
         "kl": kl,
         "entropy_coef": entropy_coef,
     }
-    terms = flatten_terms("grpo_loss", logits.shape[:-1], accumulation_dtype(logits.dtype), **of_terms)
+    terms = flatten_terms("grpo_loss", logits.shape[:-1], accumulation_dtype(logits.dtype), targets, **of_terms)
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
     if needs_reference(logits):
         return reference.grpo_loss(logits, targets, **of_terms, temperature=temperature, vocab_size=vocab_size)

@@ -84,7 +84,7 @@ def linear_grpo_loss(
         "vocab_size": vocab_size,
         "head_dtype": head_dtype,
     }
-    head = make_head("linear_grpo_loss", hidden, weight, **of_head)
+    head = make_head("linear_grpo_loss", hidden, weight, targets, **of_head)
     of_terms: dict[str, Any] = {
         "advantages": advantages,
         "weights": weights,
@@ -98,7 +98,8 @@ def linear_grpo_loss(
         "kl": kl,
         "entropy_coef": entropy_coef,
     }
-    terms = flatten_terms("linear_grpo_loss", hidden.shape[:-1], accumulation_dtype(head.options.dtype), **of_terms)
+    dtype = accumulation_dtype(head.options.dtype)
+    terms = flatten_terms("linear_grpo_loss", hidden.shape[:-1], dtype, targets, **of_terms)
     check_rows("linear_grpo_loss", "targets", targets, hidden.shape[:-1])
     if needs_reference(hidden, weight, bias, *(low_rank or ())):
         return reference.linear_grpo_loss(hidden, weight, targets, **of_head, **of_terms)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at, check_rows, check_targets
+from fgrpo_kernels.checks import can_look_at, check_rows, check_targets, check_tensors
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows, rows_where
 from fgrpo_kernels.head.gradients import HeadGradients, scale_for
@@ -75,7 +75,8 @@ def linear_token_logprobs(
         "vocab_size": vocab_size,
         "head_dtype": head_dtype,
     }
-    head = make_head("linear_token_logprobs", hidden, weight, **of_head)
+    head = make_head("linear_token_logprobs", hidden, weight, targets, **of_head)
+    check_tensors("linear_token_logprobs", {"row_mask": row_mask}, hidden=hidden)
     check_rows("linear_token_logprobs", "targets", targets, hidden.shape[:-1])
     targets_N, keep_N = as_constant(targets).reshape(-1).contiguous(), None
     if row_mask is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import check_floating, check_positive, check_rows
+from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_tensors, check_token_ids
 from fgrpo_kernels.derivatives import needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import partial_token_stats as gpu
@@ -41,7 +41,9 @@ def partial_token_stats(
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options, by name.
     """
+    check_tensors("partial_token_stats", logits_shard=logits_shard, targets=targets)
     check_floating("partial_token_stats", "logits_shard", logits_shard)
+    check_token_ids("partial_token_stats", targets)
     check_rows("partial_token_stats", "targets", targets, logits_shard.shape[:-1])
     check_positive("partial_token_stats", "temperature", temperature)
     if vocab_start < 0:
@@ -59,6 +61,8 @@ def merge_token_stats(parts: Sequence[PartialTokenStats]) -> TokenLogprobs:
     Raises:
         ValueError: no parts.
     """
+    if isinstance(parts, PartialTokenStats):
+        raise TypeError("merge_token_stats: parts must be a list of PartialTokenStats, one a shard, got a single one")
     if not parts:
         raise ValueError("merge_token_stats: expected the statistics of at least one shard, got none")
     peak_K, others_K, dot_K, target_K = (torch.stack([part[i] for part in parts]) for i in range(4))

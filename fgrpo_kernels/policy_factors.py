@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_positive, check_rows
+from fgrpo_kernels.checks import check_positive, check_rows, check_tensors
 from fgrpo_kernels.objectives.base import Level, bounded_exp
 
 Mode = Literal["truncate", "mask"]
@@ -49,6 +49,7 @@ def importance_weights(
     check_positive("importance_weights", "cap", cap)
     if not 0 <= floor <= cap:
         raise ValueError(f"importance_weights: floor must be from 0 to the cap, {cap}, got {floor}")
+    check_tensors("importance_weights", old_logp=old_logp, sampling_logp=sampling_logp, mask=mask)
     _check_padded("importance_weights", mask, old_logp=old_logp, sampling_logp=sampling_logp)
     dtype = torch.promote_types(torch.promote_types(old_logp.dtype, sampling_logp.dtype), torch.float32)
     log_ratio = old_logp.detach().to(dtype) - sampling_logp.detach().to(dtype)
@@ -77,6 +78,7 @@ def off_policy_mask(
     Raises:
         ValueError: shapes that do not match.
     """
+    check_tensors("off_policy_mask", logp=logp, sampling_logp=sampling_logp, advantages=advantages, mask=mask)
     _check_padded("off_policy_mask", mask, logp=logp, sampling_logp=sampling_logp)
     if advantages.shape not in ((len(mask),), (len(mask), 1)):
         raise ValueError(f"off_policy_mask: advantages must be [B] or [B, 1], got {list(advantages.shape)}")
@@ -101,6 +103,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) ->
     Raises:
         ValueError: shapes that do not match, a fraction outside its range.
     """
+    check_tensors("top_entropy_mask", entropy=entropy, mask=mask)
     _check_padded("top_entropy_mask", mask, entropy=entropy)
     if not 0 < fraction <= 1:
         raise ValueError(f"top_entropy_mask: fraction must be over 0 and up to 1, got {fraction}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets, check_tensors
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
@@ -39,6 +39,7 @@ def token_logprobs(
         ValueError: shapes that do not match, a target outside the vocabulary, a temperature that is not positive,
             `inplace_backward` with logits whose rows share memory.
     """
+    check_tensors("token_logprobs", logits=logits, targets=targets)
     check_floating("token_logprobs", "logits", logits)
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])

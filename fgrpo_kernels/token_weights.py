@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at
+from fgrpo_kernels.checks import can_look_at, check_tensors
 
 Reduction = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
 
@@ -50,6 +50,7 @@ def token_weights(
         ValueError: an unknown reduction, a normaliser that is not positive (a tensor's value is looked at on the CPU
             only, and not while compiling), a wrong shape.
     """
+    check_tensors("token_weights", mask=mask)
     if mask.ndim != 2:
         raise ValueError(f"token_weights: mask must be [B, T], got {list(mask.shape)}")
     if reduction not in get_args(Reduction):

@@ -83,7 +83,7 @@ class HeadGradients:
             (self._bias_V[vocabulary].copy_ if first else self._bias_V[vocabulary].add_)(column_sums)
 
     def result(self, upstream: Tensor | None = None) -> Gradients:
-        """The gradients in the caller's dtypes, times `upstream`, in the order of HeadTensors; totals are given away."""
+        """Gradients in the caller's dtypes, times `upstream`, in the order of HeadTensors; totals are given away."""
         factor = upstream if self._scale is None else self._scale if upstream is None else self._scale * upstream
         dtypes, rows = self._dtypes, self._rows
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_floating, check_head, check_positive, real_vocab_size
+from fgrpo_kernels.checks import check_floating, check_head, check_positive, check_tensors, real_vocab_size
 
 LowRank = tuple[Tensor, Tensor]
 
@@ -63,6 +63,7 @@ def make_head(
     op: str,
     hidden: Tensor,
     weight: Tensor,
+    targets: Tensor,
     *,
     bias: Tensor | None,
     low_rank: LowRank | None,
@@ -73,6 +74,8 @@ def make_head(
     head_dtype: torch.dtype | None,
 ) -> Head:
     """Check a public op's arguments, find the dtype of its products, and bring them to `[N, ...]` rows."""
+    low = {} if low_rank is None else dict(zip(("low_rank[0]", "low_rank[1]"), low_rank, strict=True))
+    check_tensors(op, {"bias": bias} | low, hidden=hidden, weight=weight, targets=targets)
     check_floating(op, "hidden", hidden)
     check_positive(op, "temperature", temperature)
     check_positive(op, "logit_scale", logit_scale)
