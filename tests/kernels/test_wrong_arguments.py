@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from op_inputs import MASK, B, H, T, V, arguments
 
 import fgrpo_kernels
 from fgrpo_kernels import (
@@ -17,33 +18,7 @@ from fgrpo_kernels import (
     token_weights,
 )
 
-B, T, V, H = 2, 3, 7, 4
-MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
-PARTS = [partial_token_stats(torch.zeros(B, T, V), torch.zeros(B, T, dtype=torch.int64), 0)]
-
-
-def arguments(op):
-    """Right ones, by name."""
-    rng = torch.Generator().manual_seed(0)
-    rows = {"targets": torch.randint(V, (B, T), generator=rng)}
-    head = {"hidden": torch.randn(B, T, H, generator=rng), "weight": torch.randn(V, H, generator=rng)}
-    logits = torch.randn(B, T, V, generator=rng)
-    loss = {
-        "advantages": torch.tensor([1.0, -1.0]), "weights": token_weights(MASK), "old_logp": torch.full((B, T), -1.0),
-        "ref_logp": torch.full((B, T), -1.0), "policy_factor": torch.ones(B, T), "mask": MASK,
-    }  # fmt: skip
-    return {
-        token_logprobs: {"logits": logits, **rows},
-        linear_token_logprobs: {**head, **rows, "bias": torch.zeros(V), "row_mask": MASK},
-        partial_token_stats: {"logits_shard": logits, **rows, "vocab_start": 0},
-        grpo_loss: {"logits": logits, **rows, **loss},
-        linear_grpo_loss: {**head, **rows, **loss, "bias": torch.zeros(V)},
-        group_advantages: {"rewards": torch.rand(4), "group_ids": torch.tensor([0, 1, 0, 1])},
-        token_weights: {"mask": MASK},
-        importance_weights: {"old_logp": -MASK, "sampling_logp": -MASK, "mask": MASK},
-    }[op]
-
-
+PARTS = [partial_token_stats(**arguments(partial_token_stats))]
 TENSORS = [
     pytest.param(op, name, id=f"{op.__name__}-{name}")
     for op in (
