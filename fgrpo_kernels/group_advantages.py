@@ -67,8 +67,14 @@ def group_advantages(
     is the mean of the batch (with "leave_one_out", of the batch's other rows), as in REINFORCE++, and it is
     degenerate if the whole batch is.
 
+    Example:
+        >>> rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.5])  # three prompts, two completions each
+        >>> group_advantages(rewards, group_size=2, eps=1e-6).advantages
+        tensor([ 0.7071, -0.7071, -0.7071,  0.7071,  0.0000,  0.0000])
+
     Raises:
         TypeError, ValueError: see above; the message says which.
+        NotImplementedError: a derivative asked for in the rewards, by `torch.func` or in forward mode.
     """
     check_tensors("group_advantages", {"group_ids": group_ids}, rewards=rewards)
     if reward_weights is not None:  # on any device: there are few

@@ -57,6 +57,7 @@ def grpo_loss(
         advantages: padded `[B]`, `[B, 1]` or `[B, T]`; packed `[N]`, or `[S]` with `sequence_ids` (read as one a row
             if both fit).
         weights: one a row. Masks, reductions and data-parallel normalisers all come in here: see `token_weights`.
+            A mask itself is none: bool and integers are refused, 0 and 1 in floating point warned of once.
             A row of weight 0 adds exactly 0 to loss and gradient, whatever its other entries are, NaN included.
         old_logp: log-probabilities under the policy that sampled the tokens; None means the current ones (ratio 1).
         ref_logp: those under the reference model; needed for `beta != 0`, otherwise only the `kl` metric uses them.
@@ -86,8 +87,17 @@ def grpo_loss(
         - `informative`: share of the whole weight that is on informative rows. `clip_ratio/low * informative`
           is the clip ratio over all weighted tokens.
 
+    Example:
+        >>> logits = torch.zeros(2, 3, 5, requires_grad=True)  # two sequences of three tokens
+        >>> targets, mask = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> loss, metrics = grpo_loss(logits, targets, torch.tensor([1.0, -1.0]), token_weights(mask))
+        >>> loss.backward()
+        >>> round(loss.item(), 4), round(metrics["entropy"].item(), 4)
+        (-0.2, 1.6094)
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`, or a derivative asked for in a constant.
     """
     check_tensors("grpo_loss", logits=logits, targets=targets)
     check_floating("grpo_loss", "logits", logits)

@@ -72,8 +72,17 @@ def linear_grpo_loss(
     Returns:
         GRPOLoss(loss, metrics), as `grpo_loss`.
 
+    Example:
+        >>> hidden, weight = torch.zeros(2, 3, 4), torch.ones(5, 4, requires_grad=True)  # of the LM head
+        >>> targets, mask = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> loss, metrics = linear_grpo_loss(hidden, weight, targets, torch.tensor([1.0, -1.0]), token_weights(mask))
+        >>> loss.backward()
+        >>> round(loss.item(), 4), round(metrics["entropy"].item(), 4)
+        (-0.2, 1.6094)
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`, or a derivative asked for in a constant.
     """
     of_head: dict[str, Any] = {
         "bias": bias,

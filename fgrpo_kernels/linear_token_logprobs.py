@@ -63,8 +63,14 @@ def linear_token_logprobs(
     Returns:
         TokenLogprobs(logp, entropy), each `[...]`, in nats, differentiable in hidden, weight, bias and low_rank.
 
+    Example:
+        >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+        >>> linear_token_logprobs(hidden, weight, torch.tensor([0, 1])).logp
+        tensor([-0.6931, -0.1269])
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
     of_head: dict[str, Any] = {
         "bias": bias,

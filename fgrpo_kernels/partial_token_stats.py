@@ -38,8 +38,14 @@ def partial_token_stats(
         vocab_start: the whole vocabulary's index of the shard's first column.
         temperature: divides the logits.
 
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([2])
+        >>> partial_token_stats(logits[:, :2], targets, vocab_start=0).peak
+        tensor([1.])
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
     check_tensors("partial_token_stats", logits_shard=logits_shard, targets=targets)
     check_floating("partial_token_stats", "logits_shard", logits_shard)
@@ -57,6 +63,12 @@ def merge_token_stats(parts: Sequence[PartialTokenStats]) -> TokenLogprobs:
     """logp and entropy of the whole vocabulary from the statistics of all its shards, in any order.
 
     Differentiable in the parts. A target that no shard has gives logp -inf.
+
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([2])
+        >>> parts = [partial_token_stats(logits[:, a:b], targets, a) for a, b in ((0, 2), (2, 3))]
+        >>> merge_token_stats(parts).logp
+        tensor([-0.4076])
 
     Raises:
         ValueError: no parts.

@@ -41,6 +41,11 @@ def importance_weights(
         `[B, T]` or, at sequence level, `[B, 1]`, float32 (float64 for float64 inputs), without gradient.
         Outside the mask a token's weight is 1.
 
+    Example:
+        >>> trainer, engine = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -3.0]])
+        >>> importance_weights(trainer, engine, mask=torch.tensor([[1, 1]]), cap=3.0)
+        tensor([[1., 3.]])
+
     Raises:
         ValueError: unknown options, shapes that do not match, a cap that is not positive, a floor not in [0, cap].
     """
@@ -75,6 +80,12 @@ def off_policy_mask(
     Returns:
         `[B, 1]` float32: 0 for sequences over the threshold whose advantage is negative, else 1.
 
+    Example:
+        >>> logp, engine = torch.tensor([[-4.0], [-4.0]]), torch.tensor([[-1.0], [-1.0]])
+        >>> off_policy_mask(logp, engine, torch.tensor([1.0, -1.0]), mask=torch.tensor([[1], [1]]), threshold=2.0)
+        tensor([[1.],
+                [0.]])
+
     Raises:
         ValueError: shapes that do not match.
     """
@@ -99,6 +110,10 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) ->
 
     Returns:
         `[B, T]` float32, 1 at tokens of the mask whose entropy is at or over the quantile `1 - fraction`, else 0.
+
+    Example:
+        >>> top_entropy_mask(torch.tensor([[0.1, 2.0, 0.3, 1.0]]), mask=torch.tensor([[1, 1, 1, 1]]), fraction=0.5)
+        tensor([[0., 1., 0., 1.]])
 
     Raises:
         ValueError: shapes that do not match, a fraction outside its range.

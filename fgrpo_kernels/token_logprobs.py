@@ -34,10 +34,16 @@ def token_logprobs(
         in that dtype whatever the logits are. Rows whose incoming gradients are 0 get a gradient of exactly 0, and
         cost nothing.
 
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+        >>> token_logprobs(logits, torch.tensor([0, 1])).logp
+        tensor([-0.6931, -0.1269])
+
     Raises:
-        TypeError: logits that are not floating point.
+        TypeError: logits that are not floating point, targets that are not int64, arguments that are no tensors.
         ValueError: shapes that do not match, a target outside the vocabulary, a temperature that is not positive,
             `inplace_backward` with logits whose rows share memory.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
     check_tensors("token_logprobs", logits=logits, targets=targets)
     check_floating("token_logprobs", "logits", logits)

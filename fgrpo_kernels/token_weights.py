@@ -46,6 +46,11 @@ def token_weights(
     Returns:
         `[B, T]` float32, exactly 0 where the mask is.
 
+    Example:
+        >>> token_weights(torch.tensor([[1, 1, 0], [1, 0, 0]]), "grpo")
+        tensor([[0.2500, 0.2500, 0.0000],
+                [0.5000, 0.0000, 0.0000]])
+
     Raises:
         ValueError: an unknown reduction, a normaliser that is not positive (a tensor's value is looked at on the CPU
             only, and not while compiling), a wrong shape.
