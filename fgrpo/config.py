@@ -113,6 +113,8 @@ class TrainConfig:
         local_steps: rollout batches per round.
         updates_per_rollout: optimisation passes over each rollout batch; from the second on, the clipped ratio works.
         minibatches: optimiser steps per pass; at most this many parts, cut between groups.
+        max_tokens: tokens that enter the model at once in training, padding included; more are split into parts whose
+            gradients add up. The dial for memory.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
@@ -129,6 +131,7 @@ class TrainConfig:
     local_steps: int = 4
     updates_per_rollout: int = 1
     minibatches: int = 1
+    max_tokens: int = 8192
     lr: float = 1e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

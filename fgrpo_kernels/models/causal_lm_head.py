@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, linear_grpo_loss, linear_token_logprobs
+from fgrpo_kernels.models.shared_decoder import evaluating
 
 # Multipliers of the logits, by the names that transformers' configurations have for them.
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -105,8 +106,6 @@ def check_head(model: Any, head: CausalLMHead) -> None:
     vocab_size = min(model.config.get_text_config().vocab_size, len(weight))
     device = model.get_input_embeddings().weight.device
     tokens = torch.linspace(1, vocab_size - 1, 8, device=device).long()[None]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     seen: dict[str, Any] = {}  # accelerate wraps a model's forward into autocast, so the precision is known inside only
 
     def look(_: Any, __: Any, outputs: Any) -> None:
@@ -115,11 +114,10 @@ def check_head(model: Any, head: CausalLMHead) -> None:
 
     hook = model.base_model.register_forward_hook(look)
     try:
-        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float() / head.temperature
+        with evaluating(model):
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float() / head.temperature
     finally:
         hook.remove()
-        for module, training in modes:
-            module.training = training
     targets = tokens[:, 1:]
     with torch.autocast(device.type, dtype=seen["dtype"], enabled=seen["dtype"] is not None):
         ours = head.token_logprobs(model, seen["hidden"], targets, torch.ones_like(targets)).logp
