@@ -15,7 +15,7 @@ from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu.grpo_loss import scale_
 from fgrpo_kernels.head.blocks import Block, Rows
 from fgrpo_kernels.head.softcap import apply_softcap_slope_
-from fgrpo_kernels.head.tensors import Head, HeadTensors
+from fgrpo_kernels.head.tensors import Head, HeadDtypes, HeadTensors
 from fgrpo_kernels.rowwise import accumulation_dtype
 
 # Of a 16-bit head, so many columns of the logits at a time are copied to float32.
@@ -27,7 +27,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Te
 class HeadGradients:
     """Gradients of those head tensors that need them, in float32 (or float64) until `result`.
 
-    The head is one `in_dtype_of_products`; `dtypes` are the caller's tensors' own, in the order of HeadTensors.
+    The head is one `in_dtype_of_products`; `dtypes` are those of the caller's own tensors.
     `add` takes them as if the loss were divided by `scale`, a 0-d power of two (None: 1), which `result` makes up for.
     """
 
@@ -36,11 +36,10 @@ class HeadGradients:
         head: Head,
         rows: Rows,
         needed: Sequence[bool],
-        dtypes: Sequence[torch.dtype | None],
+        dtypes: HeadDtypes,
         scale: Tensor | None,
     ) -> None:
-        self._head, self._rows, self._scale = head, rows, scale
-        self._dtypes = HeadTensors._make(dtypes)
+        self._head, self._rows, self._scale, self._dtypes = head, rows, scale, dtypes
         tensors = head.tensors
         dtype = accumulation_dtype(tensors.hidden_NH.dtype)
         V = head.options.vocab_size

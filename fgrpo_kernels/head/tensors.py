@@ -28,8 +28,18 @@ class HeadTensors(NamedTuple):
     hidden_NR: Tensor | None
     weight_VR: Tensor | None
 
-    def dtypes(self) -> tuple[torch.dtype | None, ...]:
-        return tuple(None if x is None else x.dtype for x in self)
+    def dtypes(self) -> HeadDtypes:
+        return HeadDtypes._make(None if x is None else x.dtype for x in self)
+
+
+class HeadDtypes(NamedTuple):
+    """Of each tensor, None where there is none."""
+
+    hidden_NH: torch.dtype | None
+    weight_VH: torch.dtype | None
+    bias_V: torch.dtype | None
+    hidden_NR: torch.dtype | None
+    weight_VR: torch.dtype | None
 
 
 class HeadOptions(NamedTuple):
@@ -54,9 +64,8 @@ class Head(NamedTuple):
 
         Not where autograd sees it: it would cast a gradient's sums back, through 16 bits to a float32 leaf.
         """
-        return self._replace(
-            tensors=HeadTensors(*(None if x is None else x.to(self.options.dtype) for x in self.tensors))
-        )
+        dtype = self.options.dtype
+        return self._replace(tensors=HeadTensors._make(None if x is None else x.to(dtype) for x in self.tensors))
 
 
 def make_head(
@@ -74,8 +83,10 @@ def make_head(
     head_dtype: torch.dtype | None,
 ) -> Head:
     """Check a public op's arguments, find the dtype of its products, and bring them to `[N, ...]` rows."""
-    low = {} if low_rank is None else dict(zip(("low_rank[0]", "low_rank[1]"), low_rank, strict=True))
-    check_tensors(op, {"bias": bias} | low, hidden=hidden, weight=weight, targets=targets)
+    low: dict[str, object] = (
+        {} if low_rank is None else dict(zip(("low_rank[0]", "low_rank[1]"), low_rank, strict=True))
+    )
+    check_tensors(op, {"bias": bias, **low}, hidden=hidden, weight=weight, targets=targets)
     check_floating(op, "hidden", hidden)
     check_positive(op, "temperature", temperature)
     check_positive(op, "logit_scale", logit_scale)
