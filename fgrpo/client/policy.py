@@ -46,12 +46,13 @@ class Policy:
         model, tokenizer = load_model(config)
         needs_copy = config.train.beta > 0 and not is_adapted(model)
         reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
+        shares_prefixes = _share_prefixes(model)  # first, as it may change how the model attends
         return Policy(
             model,
             tokenizer,
             plain_head=_has_plain_head(model),
             sampler=make_sampler(model, config),
-            shares_prefixes=_share_prefixes(model),
+            shares_prefixes=shares_prefixes,
             reference=reference,
         )
 
