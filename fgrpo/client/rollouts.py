@@ -9,6 +9,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
+from fgrpo.client.positions import check_positions
 from fgrpo.client.samplers.base import Prompts, Request, Sampler
 from fgrpo.client.samplers.transformers import TransformersSampler
 from fgrpo.config import RolloutConfig
@@ -49,12 +50,13 @@ def sample(
         sampler: made for this model, see `fgrpo.client.samplers`; by default one that uses the model itself.
 
     Raises:
-        TaskError: a prompt without any token.
+        TaskError: a prompt without any token, or one that passes the model's positions.
         TrainingError: the model's logits are not numbers.
     """
     sampler = TransformersSampler(model) if sampler is None else sampler
     texts = [render(tokenizer, prompt, config.system_prompt) for prompt in prompts]
     encoded = encode(tokenizer, texts, next(model.parameters()).device)
+    check_positions(model, prompts, encoded.mask_PL, config.max_new_tokens)
     end_ids = end_token_ids(model, tokenizer)
     request = Request(
         group_size=1 if greedy else config.group_size,
