@@ -223,14 +223,46 @@ class EvaluationConfig:
     """Greedy accuracy of the global model on each client's held-out prompts.
 
     Args:
-        prompts: held-out prompts per client; they never appear in its training.
+        prompts: held-out prompts per client; they never appear in any client's training.
         every: rounds between evaluations; the model is always evaluated before the first and after the last round.
         batch_size: prompts decoded at once.
+        clients: clients that hold prompts out, a seeded sample that stays the same for the whole run; null is all.
     """
 
     prompts: int = 64
     every: int = 0
     batch_size: int = 64
+    clients: int | None = None
+
+
+@dataclass(frozen=True)
+class ParticipationConfig:
+    """Which clients take part in a round: a sample that depends on the seed and the round alone.
+
+    Args:
+        fraction: share of the clients, rounded to a whole number, at least one.
+        clients_per_round: or how many of them.
+        seed: of the sample; null is the run's.
+    """
+
+    fraction: float | None = None
+    clients_per_round: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where clients live.
+
+    Args:
+        workers: processes that clients are handed out to; 0 keeps them in this one. null decides by the cores, the
+            clients of a round, the memory and the model's size; on an accelerator it is 0.
+        threads: CPU threads per client, on which rounding depends. null is OMP_NUM_THREADS where that is set, else 1
+            for a small model, else the cores, divided among the workers.
+    """
+
+    workers: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +283,8 @@ class Config:
         aggregation: how clients are weighed.
         server: how the global model moves.
         evaluation: held-out accuracy.
+        participation: who takes part in a round; null is everybody.
+        engine: where clients live.
         rounds: federated rounds.
         seed: seed of everything random.
         output_dir: folder of the run; null makes a new one under `runs/`.
@@ -269,6 +303,8 @@ class Config:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    participation: ParticipationConfig | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
     rounds: int = 10
     seed: int = 0
     output_dir: str | None = None
