@@ -4,49 +4,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "buffers.h"
 #include "delta_codec.h"
+#include "gram.h"
 #include "robust.h"
 #include "sparse_delta.h"
 #include "threads.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace py = pybind11;
 
 namespace fgrpo {
 namespace {
-
-// A contiguous buffer whose items have one of the formats of the buffer protocol ("f": float32). `name` is
-// for errors.
-py::buffer_info contiguous(const py::handle& object, const std::string& name, const std::string& formats,
-                           bool writable) {
-    if (!PyObject_CheckBuffer(object.ptr())) {
-        throw py::type_error(name + " must be a buffer, got " + std::string(py::str(py::type::of(object))));
-    }
-    py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request(writable);
-    const std::string format = info.format.substr(info.format.find_first_not_of("<=@"));
-    if (format.size() != 1 || formats.find(format) == std::string::npos) {
-        throw py::type_error(name + " must hold items of format '" + formats + "', got '" + info.format +
-                             "'");
-    }
-    py::ssize_t stride = info.itemsize;
-    for (py::ssize_t axis = info.ndim; axis-- > 0; stride *= info.shape[axis]) {
-        if (info.shape[axis] > 1 && info.strides[axis] != stride)
-            throw py::value_error(name + " must be contiguous");
-    }
-    if (reinterpret_cast<std::uintptr_t>(info.ptr) % static_cast<std::size_t>(info.itemsize) != 0) {
-        throw py::value_error(name + " must be aligned to its items");
-    }
-    return info;
-}
-
-template <typename T>
-std::span<T> span_of(const py::buffer_info& info) {
-    return {static_cast<T*>(info.ptr), static_cast<std::size_t>(info.size)};
-}
 
 // float32 items, or bfloat16 bits as 16-bit unsigned integers.
 Values values_of(const py::buffer_info& info) {
@@ -107,36 +75,6 @@ void decode_buffers(const py::object& codes, const py::object& scales, const std
 
 using PayloadTuple = std::tuple<py::object, py::object, std::string, std::size_t, std::size_t>;
 
-// `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
-void aggregate_buffers(const std::vector<PayloadTuple>& payload_tuples, const std::vector<float>& weights,
-                       const py::object& out, const py::object& stats, int num_threads) {
-    std::vector<HeldPayload> held;
-    std::vector<Payload> payloads;
-    held.reserve(payload_tuples.size());
-    for (const auto& [codes, scales, codec, block, size] : payload_tuples) {
-        payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
-    }
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
-    if (stats.is_none()) {
-        const py::gil_scoped_release released;
-        aggregate(payloads, weights, span_of<float>(out_info), num_threads);
-        return;
-    }
-    const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
-    static_assert(sizeof(ClientStats) == 2 * sizeof(double));
-    const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
-                                              static_cast<std::size_t>(stats_info.size) / 2);
-    const py::gil_scoped_release released;
-    aggregate_with_stats(payloads, weights, span_of<float>(out_info), client_stats, num_threads);
-}
-
-void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
-                   std::size_t block, std::size_t size, int num_threads) {
-    const HeldPayload held(codes, scales, codec, block, size);
-    const py::gil_scoped_release released;
-    check(held.payload, num_threads);
-}
-
 // Payloads and the views that keep their buffers in place.
 struct HeldPayloads {
     explicit HeldPayloads(const std::vector<PayloadTuple>& tuples) {
@@ -150,12 +88,53 @@ struct HeldPayloads {
     std::vector<Payload> payloads;
 };
 
+// `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
+void aggregate_buffers(const std::vector<PayloadTuple>& tuples, const std::vector<float>& weights,
+                       const py::object& out, const py::object& stats, int num_threads) {
+    const HeldPayloads held(tuples);
+    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    if (stats.is_none()) {
+        const py::gil_scoped_release released;
+        aggregate(held.payloads, weights, span_of<float>(out_info), num_threads);
+        return;
+    }
+    const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
+    static_assert(sizeof(ClientStats) == 2 * sizeof(double));
+    const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
+                                              static_cast<std::size_t>(stats_info.size) / 2);
+    const py::gil_scoped_release released;
+    aggregate_with_stats(held.payloads, weights, span_of<float>(out_info), client_stats, num_threads);
+}
+
+void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
+                   std::size_t block, std::size_t size, int num_threads) {
+    const HeldPayload held(codes, scales, codec, block, size);
+    const py::gil_scoped_release released;
+    check(held.payload, num_threads);
+}
+
 void trimmed_mean_buffers(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
                           int num_threads) {
     const HeldPayloads held(tuples);
     const py::buffer_info out_info = contiguous(out, "out", "f", true);
     const py::gil_scoped_release released;
     trimmed_mean(held.payloads, trim, span_of<float>(out_info), num_threads);
+}
+
+// `others`: None, or the payloads of the columns. `out`: float64, a row a payload.
+void gram_buffers(const std::vector<PayloadTuple>& tuples,
+                  const std::optional<std::vector<PayloadTuple>>& other_tuples, const py::object& out,
+                  int num_threads) {
+    const HeldPayloads held(tuples);
+    const py::buffer_info out_info = contiguous(out, "out", "d", true);
+    if (!other_tuples) {
+        const py::gil_scoped_release released;
+        gram(held.payloads, span_of<double>(out_info), num_threads);
+        return;
+    }
+    const HeldPayloads others(*other_tuples);
+    const py::gil_scoped_release released;
+    gram(held.payloads, others.payloads, span_of<double>(out_info), num_threads);
 }
 
 std::vector<double> norms_of_buffers(const std::vector<PayloadTuple>& tuples, int num_threads) {
@@ -191,9 +170,8 @@ void apply_update_buffers(const py::object& base, const py::object& update, cons
 void prefer_large_pages(const py::object& memory) {
 #if defined(__linux__)
     const py::buffer_info info = contiguous(memory, "memory", "fHB", true);
-    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto start = reinterpret_cast<std::uintptr_t>(info.ptr);
-    const std::uintptr_t end = start + static_cast<std::size_t>(info.size * info.itemsize);
+    const auto [start, end] = addresses_of(info);
+    const std::uintptr_t page = page_bytes();
     const std::uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
@@ -226,12 +204,18 @@ PYBIND11_MODULE(_C, module) {
     });
     module.def("trimmed_mean", &trimmed_mean_buffers, py::arg("payloads"), py::arg("trim"), py::arg("out"),
                py::arg("num_threads"));
+    module.def("gram", &gram_buffers, py::arg("payloads"), py::arg("others").none(true), py::arg("out"),
+               py::arg("num_threads"));
     module.def("norms", &norms_of_buffers, py::arg("payloads"), py::arg("num_threads"));
     module.def("update_bound", &update_bound);
     module.def("encode_update", &encode_update_buffers, py::arg("new"), py::arg("base"), py::arg("out"),
                py::arg("num_threads"));
     module.def("apply_update", &apply_update_buffers, py::arg("base"), py::arg("update"), py::arg("out"),
                py::arg("num_threads"));
+    module.def("can_be_written", [](const py::object& memory) {
+        const py::buffer_info info = contiguous(memory, "memory", "fdHB", false);
+        return !info.readonly && can_be_written(info);
+    });
     module.def("prefer_large_pages", &prefer_large_pages, py::arg("memory"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);
