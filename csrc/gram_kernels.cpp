@@ -214,17 +214,37 @@ void add_code_products(const CodeRows& rows, const CodeRows& columns, bool upper
     }
 }
 
+// Four integers: of each of four registers, the sum.
+inline Vector<int, 4> sums_of_four(const Ints (&products)[4]) {
+    const Ints quarters = sums_of_quarters(products[0], products[1], products[2], products[3]);
+#if defined(__AVX512F__)
+    const __m256i halves = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)quarters),
+                                            _mm512_extracti64x4_epi64((__m512i)quarters, 1));
+    return (Vector<int, 4>)_mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+#elif defined(__AVX2__)
+    return (Vector<int, 4>)_mm_add_epi32(_mm256_castsi256_si128((__m256i)quarters),
+                                         _mm256_extracti128_si256((__m256i)quarters, 1));
+#else
+    return quarters;
+#endif
+}
+
 void add_code_squares(const int16_t* codes, const double* scales, size_t run, size_t runs, double* sum) {
     double total = *sum;
-    for (size_t b = 0; b < runs; ++b) {
-        Ints products = {};
-        for (size_t i = 0; i < run; i += kShorts) {
-            const auto row = load<Shorts>(codes + b * run + i);
-            products += multiply_add(row, row);
+    for (size_t first = 0; first < runs; first += 4) {
+        const size_t count = runs - first < 4 ? runs - first : 4;
+        Ints products[4] = {};
+        for (size_t b = 0; b < count; ++b) {
+            for (size_t i = 0; i < run; i += kShorts) {
+                const auto row = load<Shorts>(codes + (first + b) * run + i);
+                products[b] += multiply_add(row, row);
+            }
         }
-        int dot = 0;
-        for (size_t i = 0; i < kLanes; ++i) dot += products[i];
-        total += static_cast<double>(dot) * (scales[b] * scales[b]);
+        const auto dots = sums_of_four(products);
+        for (size_t b = 0; b < count; ++b) {
+            const double scale = scales[first + b];
+            total += static_cast<double>(dots[b]) * (scale * scale);
+        }
     }
     *sum = total;
 }
