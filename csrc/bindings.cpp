@@ -34,7 +34,8 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
     std::span<float> residual_span;
     if (!base.is_none()) base_values = values_of(base_info.emplace(contiguous(base, "base", "fH", false)));
     if (!residual.is_none()) {
-        residual_span = span_of<float>(residual_info.emplace(contiguous(residual, "residual", "f", true)));
+        residual_span =
+            span_of<float>(residual_info.emplace(contiguous(residual, "encode: residual", "f", true)));
         // The core takes an empty residual for none; here None says that, so an empty one must fit too.
         if (residual_info->size != updated_info.size) {
             throw py::value_error("encode: residual has " + std::to_string(residual_info->size) +
@@ -42,8 +43,8 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
                                   "; was it made for another model?");
         }
     }
-    const py::buffer_info codes_info = contiguous(codes, "codes", "B", true);
-    const py::buffer_info scales_info = contiguous(scales, "scales", "H", true);
+    const py::buffer_info codes_info = contiguous(codes, "encode: codes", "B", true);
+    const py::buffer_info scales_info = contiguous(scales, "encode: scales", "H", true);
     const Format format = format_of(codec, block);
     const Rounding how = rounding_named(rounding);
     const Scaling scaling = scaling_named(scale);
@@ -68,7 +69,7 @@ struct HeldPayload {
 void decode_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
                     std::size_t block, std::size_t size, const py::object& out, int num_threads) {
     const HeldPayload held(codes, scales, codec, block, size);
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::buffer_info out_info = contiguous(out, "decode: out", "f", true);
     const py::gil_scoped_release released;
     decode(held.payload, span_of<float>(out_info), num_threads);
 }
@@ -92,7 +93,7 @@ struct HeldPayloads {
 void aggregate_buffers(const std::vector<PayloadTuple>& tuples, const std::vector<float>& weights,
                        const py::object& out, const py::object& stats, int num_threads) {
     const HeldPayloads held(tuples);
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::buffer_info out_info = contiguous(out, "aggregate: out", "f", true);
     if (stats.is_none()) {
         const py::gil_scoped_release released;
         aggregate(held.payloads, weights, span_of<float>(out_info), num_threads);
@@ -116,7 +117,7 @@ void check_buffers(const py::object& codes, const py::object& scales, const std:
 void trimmed_mean_buffers(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
                           int num_threads) {
     const HeldPayloads held(tuples);
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::buffer_info out_info = contiguous(out, "trimmed_mean: out", "f", true);
     const py::gil_scoped_release released;
     trimmed_mean(held.payloads, trim, span_of<float>(out_info), num_threads);
 }
@@ -126,7 +127,7 @@ void gram_buffers(const std::vector<PayloadTuple>& tuples,
                   const std::optional<std::vector<PayloadTuple>>& other_tuples, const py::object& out,
                   int num_threads) {
     const HeldPayloads held(tuples);
-    const py::buffer_info out_info = contiguous(out, "out", "d", true);
+    const py::buffer_info out_info = contiguous(out, "gram: out", "d", true);
     if (!other_tuples) {
         const py::gil_scoped_release released;
         gram(held.payloads, span_of<double>(out_info), num_threads);
@@ -149,7 +150,7 @@ std::size_t encode_update_buffers(const py::object& updated, const py::object& b
                                   int num_threads) {
     const py::buffer_info updated_info = contiguous(updated, "new", "H", false);
     const py::buffer_info base_info = contiguous(base, "base", "H", false);
-    const py::buffer_info out_info = contiguous(out, "out", "B", true);
+    const py::buffer_info out_info = contiguous(out, "encode_update: out", "B", true);
     const py::gil_scoped_release released;
     return encode_update(span_of<const bfloat16>(updated_info), span_of<const bfloat16>(base_info),
                          span_of<std::uint8_t>(out_info), num_threads);
@@ -159,7 +160,7 @@ void apply_update_buffers(const py::object& base, const py::object& update, cons
                           int num_threads) {
     const py::buffer_info base_info = contiguous(base, "base", "H", false);
     const py::buffer_info update_info = contiguous(update, "update", "B", false);
-    const py::buffer_info out_info = contiguous(out, "out", "H", true);
+    const py::buffer_info out_info = contiguous(out, "apply_update: out", "H", true);
     const py::gil_scoped_release released;
     apply_update(span_of<const bfloat16>(base_info), span_of<const std::uint8_t>(update_info),
                  span_of<bfloat16>(out_info), num_threads);
@@ -212,10 +213,6 @@ PYBIND11_MODULE(_C, module) {
                py::arg("num_threads"));
     module.def("apply_update", &apply_update_buffers, py::arg("base"), py::arg("update"), py::arg("out"),
                py::arg("num_threads"));
-    module.def("can_be_written", [](const py::object& memory) {
-        const py::buffer_info info = contiguous(memory, "memory", "fdHB", false);
-        return !info.readonly && can_be_written(info);
-    });
     module.def("prefer_large_pages", &prefer_large_pages, py::arg("memory"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);

@@ -11,6 +11,10 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
 #endif
 
 namespace py = pybind11;
@@ -27,23 +31,34 @@ inline std::pair<std::uintptr_t, std::uintptr_t> addresses_of(const py::buffer_i
 #if defined(__linux__)
 inline std::uintptr_t page_bytes() { return static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE)); }
 
-// Whether the system lets the page of this address be written. It faults in what is about to be written anyway.
-inline bool page_can_be_written(std::uintptr_t address) {
-    constexpr int populate_write = 23;  // MADV_POPULATE_WRITE, of Linux 5.14
+// Whether the system's list of what is mapped, where it can be read, says that an address may be written.
+inline bool is_mapped_for_writing(std::uintptr_t address) {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        std::uintptr_t first = 0, past = 0;
+        char read = 0, write = 0;
+        if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " %c%c", &first, &past, &read, &write) != 4)
+            continue;
+        if (first <= address && address < past) return write == 'w';
+    }
+    return true;
+}
+
+inline bool can_be_written(std::uintptr_t address) {
+    // Faults in a page that is about to be written anyway. It also fails before Linux 5.14 and for memory of devices.
+    constexpr int populate_write = 23;  // MADV_POPULATE_WRITE
     const std::uintptr_t page = page_bytes();
-    return madvise(reinterpret_cast<void*>(address / page * page), page, populate_write) == 0;
+    return madvise(reinterpret_cast<void*>(address / page * page), page, populate_write) == 0 ||
+           is_mapped_for_writing(address);
 }
 #endif
 
-// Whether a buffer that says it is writable is: a tensor over a file that is mapped for reading says so too, and
-// writing to it would end the process. Looks at both ends. Where the system cannot tell, true.
+// Whether a buffer that says it is writable is: so says a tensor over a file that is mapped for reading, and writing
+// to it would end the process. Looks at both ends.
 inline bool can_be_written(const py::buffer_info& info) {
 #if defined(__linux__)
     const auto [start, end] = addresses_of(info);
-    if (start == end) return true;
-    const int here = 0;
-    static const bool can_tell = page_can_be_written(reinterpret_cast<std::uintptr_t>(&here));
-    return !can_tell || (page_can_be_written(start) && page_can_be_written(end - 1));
+    return start == end || (can_be_written(start) && can_be_written(end - 1));
 #else
     (void)info;
     return true;
