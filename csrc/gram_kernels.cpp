@@ -252,28 +252,9 @@ void add_code_squares(const int16_t* codes, const double* scales, size_t run, si
 // ---- values ----
 
 constexpr size_t kSums = 8;  // of a pair, whatever the width
-constexpr size_t kWide = kLanes / 2 < kSums ? kLanes / 2 : kSums, kParts = kSums / kWide;
-using Doubles = Vector<double, kWide>;
+constexpr size_t kParts = kSums / kWide;
 
-inline Doubles load_wide(const float* from) {
-    const auto values = load<Vector<float, kWide>>(from);
-#if defined(__AVX512F__)
-    return (Doubles)_mm512_cvtps_pd((__m256)values);  // of the plain form GCC 12 makes two conversions
-#else
-    return __builtin_convertvector(values, Doubles);
-#endif
-}
-
-// a * b + sum, where the product is exact, so that fusing it with the sum changes nothing.
-inline Doubles add_product(Doubles a, Doubles b, Doubles sum) {
-#if defined(__AVX512F__)
-    return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
-#elif defined(__FMA__)
-    return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
-#else
-    return sum + a * b;
-#endif
-}
+inline Doubles load_wide(const float* from) { return widen(load<Vector<float, kWide>>(from)); }
 
 inline double total(const Doubles (&parts)[kParts]) {
     double sums[kSums];
@@ -299,7 +280,7 @@ void add_value_products(const ValueRows& rows, const ValueRows& columns, bool up
                     const Doubles right = load_wide(columns.values[column + c] + at);
 #pragma GCC unroll 4
                     for (size_t r = 0; r < kValueRowsAtOnce; ++r) {
-                        products[r][c][part] = add_product(left[r], right, products[r][c][part]);
+                        products[r][c][part] = add_exact_product(left[r], right, products[r][c][part]);
                     }
                 }
             }
@@ -316,7 +297,7 @@ void add_value_squares(const float* values, size_t N, double* sum) {
 #pragma GCC unroll 4
         for (size_t part = 0; part < kParts; ++part) {
             const Doubles wide = load_wide(values + i + part * kWide);
-            squares[part] = add_product(wide, wide, squares[part]);
+            squares[part] = add_exact_product(wide, wide, squares[part]);
         }
     }
     *sum += total(squares);
