@@ -28,8 +28,8 @@ Term term_at(const Payload& payload, std::size_t first, float weight) {
     return {payload.codes.data() + code_offset(payload.format, first), payload.scales.data() + scale, weight};
 }
 
-// Adds the terms' values [first, first + N) to `sum`.
-void add_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
+// The sum of the terms' values [first, first + N), in `sum`, which has room for whole blocks.
+void sum_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
                float* sum) {
     Term batch[kTerms];
     for (std::size_t i = 0; i < terms.size();) {
@@ -38,7 +38,7 @@ void add_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t
         for (; count < kTerms && i < terms.size() && terms[i].payload->format == format; ++i) {
             batch[count++] = term_at(*terms[i].payload, first, terms[i].weight);
         }
-        simd.accumulate[static_cast<int>(format.codec)](batch, count, format.block, N, sum);
+        simd.accumulate[static_cast<int>(format.codec)](batch, count, format.block, N, i == count, sum);
     }
 }
 
@@ -71,8 +71,7 @@ void add_moments(const Kernels& simd, std::span<const Weighted> terms, std::size
             simd.moments_of_codes[codec](term, payload.format.block, N, mean, &squared_norm, &dot);
             continue;
         }
-        std::fill(values, values + kTile, -0.0f);
-        simd.accumulate[codec](&term, 1, payload.format.block, N, values);
+        simd.accumulate[codec](&term, 1, payload.format.block, N, true, values);
         std::fill(values + N, values + padded, 0.0f);
         simd.moments(values, mean, padded, &squared_norm, &dot);
     }
@@ -89,13 +88,15 @@ bool weighted_sum(const Ordered& ordered, std::span<float> out, std::span<Client
     std::atomic<bool> right = true;
     const auto sum_tile = [&](std::size_t tile, ClientStats* tile_stats) {
         if (!right.load(std::memory_order_relaxed)) return;
-        alignas(64) float sum[kTile];
+        alignas(64) float own[kTile];
         const std::size_t first = tile * kTile, N = std::min(kTile, out.size() - first);
-        std::fill(sum, sum + kTile, -0.0f);  // -0 + x is x for every x, -0 included
-        add_terms(simd, terms, first, N, sum);
-        if (out.size() >= kStreamFrom) {
+        const bool streams = out.size() >= kStreamFrom;
+        // A result that stays in the caches is summed up in its place, but for a tile that whole blocks would pass.
+        float* const sum = streams || N < kTile ? own : out.data() + first;
+        sum_terms(simd, terms, first, N, sum);
+        if (streams) {
             simd.stream(sum, N, out.data() + first);
-        } else {
+        } else if (sum == own) {
             std::copy_n(sum, N, out.data() + first);
         }
         if (tile_stats) add_moments(simd, terms, first, N, sum, tile_stats);

@@ -103,8 +103,7 @@ struct Unpacked {
         const std::size_t scale = has_scales(format.codec) ? first / format.block : 0;
         const Term term{payload.codes.data() + code_offset(format, first), payload.scales.data() + scale,
                         1.0f};
-        std::fill(values[row], values[row] + kChunk, -0.0f);
-        kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, values[row]);
+        kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values[row]);
         std::fill(values[row] + N, values[row] + (N + 7) / 8 * 8, 0.0f);
     }
 };

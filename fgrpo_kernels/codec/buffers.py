@@ -115,4 +115,4 @@ def buffer_of(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(bytearray(8)).cast(form)[:0]  # type: ignore[call-overload, no-any-return, unused-ignore]
     view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
-    return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]
+    return view if form == "B" else view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]

@@ -45,6 +45,7 @@ class Encoded:
         }
         for name, (dtype, length) in expected.items():
             tensor = require_flat(f"Encoded: {name}", getattr(self, name), dtype)
+            object.__setattr__(self, name, tensor)  # where it was a NumPy array
             if tensor.numel() != length:
                 raise ValueError(
                     f"Encoded: {name} has {tensor.numel()} elements, but {self.size} parameters in {self.codec} with "
@@ -72,7 +73,7 @@ class Encoded:
 
 def payload_fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
     require_encoded(where, encoded)
-    if encoded.device.type != "cpu":
+    if not encoded.codes.is_cpu:
         raise TypeError(f"{where} must be on the CPU, got {encoded.device}; call .cpu() first")
     return buffer_of(encoded.codes), buffer_of(encoded.scales), encoded.codec, encoded.block, encoded.size
 

@@ -229,6 +229,15 @@ def test_numpy_arrays_share_memory() -> None:
     np.testing.assert_allclose(decode(encoded).numpy() + residual, new - base, rtol=1e-6)
 
 
+def test_a_payload_may_hold_arrays() -> None:
+    """Read-only ones too, such as those over the bytes of a message."""
+    encoded = payload("none")
+    codes = np.frombuffer(encoded.codes.numpy().tobytes(), np.uint8)
+    received = Encoded(codes, encoded.scales, "none", 64, 100)
+    assert torch.equal(decode(received), decode(encoded))
+    assert received.nbytes == encoded.nbytes
+
+
 def test_parameters_that_require_grad_are_read() -> None:
     parameter = torch.nn.Parameter(torch.randn(100))
     assert torch.equal(encode(parameter).codes, encode(parameter.detach()).codes)
