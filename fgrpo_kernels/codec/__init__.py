@@ -2,6 +2,7 @@
 
     encoded = encode(new, base, codec="int4", residual=residual)   # a client, once a round; residual is kept
     delta = aggregate([encoded, ...], weights)                     # the server, straight from the codes
+    products = gram([encoded, ...])                                # how the clients' deltas lie to each other
 
 Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h` has the format, byte by byte, and
 `docs/codec.md` the reasons and figures. Results depend neither on the number of threads nor on the machine's vector
@@ -93,8 +94,9 @@ def encode(
     out: where to write to, a payload of the same codec, block and size, returned; a new one where None. Writing to
         memory in use is faster.
 
-    Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, and for wrong sizes or names;
-    TypeError for wrong types, dtypes or devices. `residual` is then unchanged.
+    Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, for wrong sizes or names, and
+    for a `residual` or `out` in read-only memory; TypeError for wrong types, dtypes or devices. `residual` is then
+    unchanged.
     """
     new = require_flat("encode: new", new, torch.float32, torch.bfloat16)
     if base is not None:
