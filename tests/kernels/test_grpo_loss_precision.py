@@ -228,11 +228,12 @@ def test_targets_outside_the_vocabulary_are_named():
         grpo_loss(case.logits, **arguments[1] | {"targets": arguments[0].targets_BT})
 
 
-@pytest.mark.parametrize("shift", [-200.0, 200.0])
-def test_ratios_beyond_float32_stay_finite(shift):
-    logits = torch.randn(2, V, generator=torch.Generator().manual_seed(0))
-    arguments = {"targets": torch.tensor([1, 2]), "weights": torch.ones(2), "advantages": torch.tensor([1.0, -1.0])}
-    loss, gradient, metrics = run(grpo_loss, logits, arguments | {"old_logp": torch.full((2,), shift)})
+@pytest.mark.parametrize(("logit", "old_logp"), [(0.0, -200.0), (-200.0, 0.0)], ids=["large", "small"])
+def test_ratios_beyond_float32_stay_finite(logit, old_logp):
+    logits, targets = torch.randn(2, V, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2])
+    logits[torch.arange(2), targets] = logit
+    arguments = {"targets": targets, "weights": torch.full((2,), 0.5), "advantages": torch.tensor([1.0, -1.0])}
+    loss, gradient, metrics = run(grpo_loss, logits, arguments | {"old_logp": torch.full((2,), old_logp)})
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert all(x.isfinite() for x in metrics.values())
