@@ -19,8 +19,8 @@ class TaskConfig:
         dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
         subset: the dataset's configuration name, where it has several.
         split: the dataset's split that both training and held-out prompts are drawn from.
-        prompt_column: column with the prompt.
-        answer_column: column with the reference answer.
+        prompt_column: column with the prompt: text, or a list of chat messages.
+        answer_column: column with the reference answer; null for rewards that need none.
         reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` called as
             `function(completion, answer)`; null means the task's own verifier (reasoning-gym) or `exact_match`.
         weight: share of this task in its client's mixture.
@@ -32,7 +32,7 @@ class TaskConfig:
     subset: str | None = None
     split: str = "train"
     prompt_column: str = "prompt"
-    answer_column: str = "answer"
+    answer_column: str | None = "answer"
     reward: str | None = None
     weight: float = 1.0
 
@@ -57,7 +57,8 @@ class PartitionConfig:
     Args:
         task: the dataset to split.
         clients: number of clients (ignored by `column`, which makes one client per value).
-        scheme: `iid`, `dirichlet` (label skew over `column`), or `column` (one client per value of `column`).
+        scheme: `iid` (rows dealt out at random), `dirichlet` (label skew over `column`), or `column` (one client per
+            value of `column`, and named after it).
         column: the column that `dirichlet` and `column` look at.
         alpha: concentration of `dirichlet`; smaller is more skewed.
     """
@@ -95,7 +96,8 @@ class RolloutConfig:
         group_size: completions per prompt; advantages are relative within this group.
         max_new_tokens: length limit of a completion, in tokens.
         temperature: sampling temperature; the loss uses the same.
-        system_prompt: put before every prompt, where the chat template has a place for it.
+        system_prompt: put before every prompt, where the chat template has a place for it; a chat that brings a
+            system message of its own keeps that one.
     """
 
     prompts_per_step: int = 16

@@ -5,7 +5,8 @@ Shape suffixes: B sequences, L prompt and completion tokens, T completion tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,16 +17,32 @@ from fgrpo_kernels.codec import Encoded
 
 
 @dataclass(frozen=True)
+class Chat:
+    """A prompt of several messages. It is kept as JSON, so it compares and hashes as a text does."""
+
+    json: str
+
+    @staticmethod
+    def of(messages: Sequence[Mapping[str, Any]]) -> Chat:
+        return Chat(json.dumps(list(messages)))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them, each with its role and content."""
+        return json.loads(self.json)
+
+
+@dataclass(frozen=True)
 class Example:
     """One prompt with what its verifier needs.
 
     Attributes:
-        prompt: the user's text, before any chat template.
-        answer: the reference answer, as text.
+        prompt: the user's text, or a chat, before any chat template.
+        answer: the reference answer, as text; empty where the task has none.
         entry: the verifier's own record of the question (a reasoning-gym entry, a dataset row).
     """
 
-    prompt: str
+    prompt: str | Chat
     answer: str
     entry: Mapping[str, Any]
 

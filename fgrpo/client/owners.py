@@ -6,9 +6,11 @@ import random
 import re
 from dataclasses import dataclass
 
+from fgrpo.client.partition import split
 from fgrpo.client.tasks import Curriculum, make_task
-from fgrpo.client.tasks.dataset import DatasetTask, check_columns, load_rows
+from fgrpo.client.tasks.dataset import DatasetTask
 from fgrpo.client.tasks.rewards import reward_by_name
+from fgrpo.client.tasks.tables import load_table
 from fgrpo.config import ClientConfig, Config, PartitionConfig
 from fgrpo.errors import ConfigError
 from fgrpo.records import Example
@@ -85,43 +87,10 @@ def _partitioned(partition: PartitionConfig, config: Config) -> list[Client]:
     task = partition.task
     if task.dataset is None:
         raise ConfigError("partition.task: only a dataset can be partitioned; set partition.task.dataset")
-    splitter, rows = _splitter(partition, config.seed), load_rows(task)
-    if partition.column is not None:
-        check_columns(rows, task.dataset, partition.column)
-    splitter.dataset = rows
-    try:
-        shares = [splitter.load_partition(number) for number in range(splitter.num_partitions)]
-    except (ValueError, IndexError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"partition: {len(rows)} rows cannot be split ({partition.scheme}, {partition.clients} clients): {reason}"
-        ) from None
-    reward = reward_by_name(task.reward or "exact_match")
+    table, reward = load_table(task), reward_by_name(task.reward or "exact_match")
     clients = []
-    for number, share in enumerate(shares):
-        name = f"client-{number}"
+    for name, positions in split(partition, table, config.seed).items():
         seed = derive_seed(config.seed, name)
-        part = DatasetTask(f"{task.dataset}[{number}]", share, task, seed, reward)
+        part = DatasetTask(f"{task.dataset}[{name}]", table, seed, reward, positions)
         clients.append(Client(name, (Curriculum(part, config.evaluation.prompts),), (1.0,), 1.0, seed))
     return clients
-
-
-def _splitter(partition: PartitionConfig, seed: int):  # type: ignore[no-untyped-def]
-    try:
-        from flwr_datasets import partitioner as by
-    except ImportError:
-        raise ConfigError("partition: needs flwr-datasets: pip install 'fgrpo[tasks]'") from None
-    if partition.scheme == "iid":
-        return by.IidPartitioner(partition.clients)
-    if partition.column is None:
-        raise ConfigError(f"partition.scheme {partition.scheme} needs partition.column")
-    if partition.scheme == "column":
-        return by.NaturalIdPartitioner(partition.column)
-    return by.DirichletPartitioner(
-        partition.clients,
-        partition.column,
-        alpha=partition.alpha,
-        min_partition_size=8,
-        self_balancing=False,
-        seed=seed,
-    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fgrpo.client.model import is_adapted, load_model
 from fgrpo.client.rollouts import can_share_prompts, sample
 from fgrpo.config import Config, RolloutConfig
-from fgrpo.records import Rollouts
+from fgrpo.records import Chat, Rollouts
 from fgrpo_kernels import GRPOLoss, TokenLogprobs, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
 
 
@@ -45,7 +45,7 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def sample(self, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
+    def sample(self, prompts: Sequence[str | Chat], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
         """Return completions of prompts, see `fgrpo.client.rollouts.sample`."""
         model = self.model.eval()
         return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, share_prompts=self.shares_prompts)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
+from fgrpo.client.prompts import render
 from fgrpo.config import RolloutConfig
 from fgrpo.errors import TrainingError
-from fgrpo.records import Rollouts
+from fgrpo.records import Chat, Rollouts
 from fgrpo.seeds import seeded
 
 
@@ -45,24 +45,10 @@ class _SampledLogprobs(LogitsProcessor):
             self._taken.append(self._pending_BV.gather(1, input_ids[:, -1:]))
 
 
-def render(tokenizer: Any, prompt: str, system_prompt: str | None) -> str:
-    """Return the text that the model continues: the chat template's rendering, or the bare prompt without one."""
-    if tokenizer.chat_template is None:
-        return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
-    messages = [{"role": "user", "content": prompt}]
-    if system_prompt is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    with_system = [{"role": "system", "content": system_prompt}, *messages]
-    try:
-        return tokenizer.apply_chat_template(with_system, tokenize=False, add_generation_prompt=True)
-    except TemplateError:  # the template has no place for a system prompt
-        return render(tokenizer, f"{system_prompt}\n\n{prompt}", None)
-
-
 def sample(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     config: RolloutConfig,
     seed: int,
     *,
@@ -72,7 +58,7 @@ def sample(
     """Sample `config.group_size` completions of every prompt, neighbours in the batch; or one each, greedily.
 
     Args:
-        prompts: texts before the chat template.
+        prompts: texts or chats, before the chat template.
         seed: decides the samples; the global random state is left as it was.
         share_prompts: read a prompt once for its whole group, not once per completion; see `can_share_prompts`.
     """

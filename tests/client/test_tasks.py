@@ -186,8 +186,40 @@ def test_one_dataset_is_split_into_clients(rows, scheme, column, clients):
     everything = [*prompts, *held_out]
     assert sum(map(len, everything)) == len(set().union(*everything)), "nobody shares a prompt"
     if scheme == "column":
+        assert [member.name for member in members] == ["a", "b"]
         topics = [{q.example.entry["topic"] for q in m.draw(0, 20)} for m in members]
         assert [len(topic) for topic in topics] == [1, 1]
+
+
+def test_clients_bear_the_names_of_their_labels(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    labels = ["high school", "high_school", True, 1, "on", "null", "é/è", 1.50, "x" * 80]
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"q{i}", "answer": "a", "of": label}) + "\n" for i, label in enumerate(labels * 3)
+        )
+    )
+    partition = PartitionConfig(TaskConfig(dataset=str(file)), scheme="column", column="of")
+    members = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=1)))
+    expected = {"high_school", "high_school-2", "true", "1", "on", "null", "é_è", "1.5", "x" * 64}
+    assert {member.name for member in members} == expected
+
+
+@pytest.mark.parametrize("bad", [None, ["a"], {"a": 1}, " "], ids=repr)
+@pytest.mark.parametrize("scheme", ["column", "dirichlet"])
+def test_a_label_that_is_none_is_refused_with_its_row(tmp_path, bad, scheme):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "q", "answer": "a", "of": label}) + "\n" for label in ["a", bad]))
+    partition = PartitionConfig(TaskConfig(dataset=str(file)), scheme=scheme, column="of")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl', row 2, column 'of': it is"):
+        make_clients(Config(partition=partition))
+
+
+def test_iid_shares_of_a_sorted_file_are_alike(rows):
+    partition = PartitionConfig(from_file(rows), clients=4, scheme="iid")
+    members = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=1)))
+    thirds = [[int(m.curricula[0].task.example(i).answer.split()[1]) > 40 for i in range(20)] for m in members]
+    assert all(4 <= sum(high) <= 16 for high in thirds), "each client has rows of both halves of the file"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fgrpo.client.tasks.base import Curriculum, Task
-from fgrpo.client.tasks.dataset import DatasetTask, load_rows
+from fgrpo.client.tasks.dataset import DatasetTask
 from fgrpo.client.tasks.reasoning_gym import ReasoningGymTask
 from fgrpo.client.tasks.rewards import reward_by_name
+from fgrpo.client.tasks.tables import load_table
 from fgrpo.config import TaskConfig
 from fgrpo.errors import ConfigError
 
@@ -22,4 +23,5 @@ def make_task(config: TaskConfig, seed: int) -> Task:
     assert config.dataset is not None
     if config.params:
         raise ConfigError(f"dataset '{config.dataset}': params are for reasoning-gym tasks only, got {config.params}")
-    return DatasetTask(config.dataset, load_rows(config), config, seed, reward_by_name(config.reward or "exact_match"))
+    reward = reward_by_name(config.reward or "exact_match")
+    return DatasetTask(config.dataset, load_table(config), seed, reward)

@@ -8,7 +8,7 @@ from itertools import count, islice
 from typing import Protocol
 
 from fgrpo.errors import FgrpoError, TaskError
-from fgrpo.records import Example
+from fgrpo.records import Chat, Example
 
 
 class Task(Protocol):
@@ -41,7 +41,7 @@ class Curriculum:
         self._excluded = {example.prompt for example in self.held_out}
 
     def _first_different(self, wanted: int) -> list[Example]:
-        found: dict[str, Example] = {}
+        found: dict[str | Chat, Example] = {}
         for index in islice(count(), wanted * 20):
             if len(found) == wanted:
                 break
@@ -49,7 +49,7 @@ class Curriculum:
             found.setdefault(example.prompt, example)
         return list(found.values())
 
-    def exclude(self, prompts: Iterable[str]) -> None:
+    def exclude(self, prompts: Iterable[str | Chat]) -> None:
         """Keep more prompts out of training: those that others hold out."""
         self._excluded.update(prompts)
 

@@ -5,16 +5,14 @@ A reward is a function `(completion, answer) -> float` whose full marks are 1.0.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module
 
+from fgrpo.client.tasks.numbers import last_number
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 
 Reward = Callable[[str, str], float]
-
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)")
 
 
 def exact_match(completion: str, answer: str) -> float:
@@ -23,14 +21,12 @@ def exact_match(completion: str, answer: str) -> float:
 
 
 def number_match(completion: str, answer: str) -> float:
-    """1.0 if the last number in the completion equals the last number in the answer (as in GSM8K's `#### 42`)."""
-    found, expected = _last_number(completion), _last_number(answer)
+    """1.0 if the last number in the completion equals the last number in the answer (as in GSM8K's `#### 42`).
+
+    Numbers are compared exactly; what counts as one is said in `docs/rewards.md`.
+    """
+    found, expected = last_number(completion), last_number(answer)
     return float(found is not None and found == expected)
-
-
-def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def math_verify(completion: str, answer: str) -> float:
