@@ -21,8 +21,9 @@ class TaskConfig:
         split: the dataset's split that both training and held-out prompts are drawn from.
         prompt_column: column with the prompt: text, or a list of chat messages.
         answer_column: column with the reference answer; null for rewards that need none.
-        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` called as
-            `function(completion, answer)`; null means the task's own verifier (reasoning-gym) or `exact_match`.
+        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` of a function
+            that takes `(completion, answer)` or TRL's keywords; a list of several, or a weight for each by name; null
+            means the task's own verifier (reasoning-gym) or `exact_match`. See `docs/rewards.md`.
         weight: share of this task in its client's mixture.
     """
 
@@ -33,7 +34,7 @@ class TaskConfig:
     split: str = "train"
     prompt_column: str = "prompt"
     answer_column: str | None = "answer"
-    reward: str | None = None
+    reward: str | list[str] | dict[str, float] | None = None
     weight: float = 1.0
 
 
@@ -48,6 +49,18 @@ class ClientConfig:
 
     tasks: list[TaskConfig]
     reward_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What becomes of a completion whose reward cannot be told. See `docs/rewards.md`.
+
+    Args:
+        on_error: a reward function that fails for a completion, or returns what is no finite number: `skip` takes the
+            completion out of its group, `zero` counts 0 from that function, `raise` ends the client's round.
+    """
+
+    on_error: Literal["skip", "zero", "raise"] = "skip"
 
 
 @dataclass(frozen=True)
@@ -170,6 +183,9 @@ class AggregationConfig:
 
     Args:
         rule: `fgrpo`, `fedavg`, `uniform` or `reward`.
+        n_k: what a client's share is counted by in `fgrpo`, `fedavg` and `reward`: its training `rows`, as FedAvg was
+            published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or the
+            `sequences` or `tokens` that it trained on in the round.
         tau: fgrpo: temperature of the weights; smaller follows the gain more sharply.
         clip: fgrpo: bound on the relative gain.
         cap: fgrpo: the largest weight that one client may have (at least 1/K).
@@ -182,6 +198,7 @@ class AggregationConfig:
     """
 
     rule: Literal["fgrpo", "fedavg", "uniform", "reward"] = "fgrpo"
+    n_k: Literal["rows", "sequences", "tokens"] = "rows"
     tau: float = 1.0
     clip: float = 1.0
     cap: float = 0.5
@@ -239,6 +256,7 @@ class Config:
         clients: the data owners, by name.
         partition: or one dataset, split into clients.
         rollout: how completions are sampled.
+        rewards: what becomes of completions whose reward cannot be told.
         train: GRPO on one client.
         codec: compression of deltas.
         aggregation: how clients are weighed.
@@ -257,6 +275,7 @@ class Config:
     clients: dict[str, ClientConfig] = field(default_factory=dict)
     partition: PartitionConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)

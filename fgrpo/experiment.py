@@ -11,14 +11,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fgrpo.client.model import is_adapted
-from fgrpo.client.owners import make_clients
+from fgrpo.client.owners import Client, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.engines.base import Observer
 from fgrpo.engines.in_process import InProcess
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
-from fgrpo.records import Evaluation, Failure, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
 from fgrpo.wire.parameters import Manifest, flatten, load_flat
@@ -46,6 +46,7 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFo
     folder = RunFolder.open(path)
     config = _changed(folder, overrides)
     members = make_clients(config)
+    _check_data(members, folder)
     policy = Policy.load(config)
     state = folder.load() if folder.rounds() else ServerState.initial(flatten(policy.model))
     _check_fits(state, policy, folder)
@@ -64,6 +65,8 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
         raise RunError(f"--round: {path} is a configuration, expected the folder of a run")
     config = read_config(path, overrides) if folder is None else _changed(folder, overrides)
     members = make_clients(config)
+    if folder is not None:
+        _check_data(members, folder)
     policy = Policy.load(config)
     state = ServerState.initial(flatten(policy.model)) if folder is None else folder.load(round_number)
     if folder is not None:
@@ -106,6 +109,15 @@ def _check_fits(state: ServerState, policy: Policy, folder: RunFolder) -> None:
             f"{folder.path}: its parameters are {len(state.params_P)}, those of the model {size}; "
             "was model or lora changed since?"
         )
+
+
+def _check_data(members: Sequence[Client], folder: RunFolder) -> None:
+    """Raise RunError if a dataset is not what it was when the run began."""
+    then = {record.client: record.files for record in folder.records() if isinstance(record, ClientData)}
+    for member in members:
+        for name, digest in member.data().files.items():
+            if then.get(member.name, {}).get(name, digest) != digest:
+                raise RunError(f"{folder.path}: dataset '{name}' has changed since the run began; start a new run")
 
 
 def _new_folder() -> Path:

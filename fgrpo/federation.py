@@ -67,7 +67,10 @@ def play_round(
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
     """Play rounds until `config.rounds` are complete; after each, the folder holds all that the next one needs."""
     if not folder.rounds():
-        _close_round(state, [], [], engine, config, folder, observer)
+        data = engine.describe()
+        for client in data:
+            observer.record(client)
+        _close_round(state, [], [], engine, config, folder, observer, told=data)
     while state.round < config.rounds:
         state, summary, accepted = play_round(state, engine, config, observer)
         _close_round(
@@ -84,14 +87,15 @@ def _close_round(
     config: Config,
     folder: RunFolder,
     observer: Observer,
+    told: Sequence[Record] = (),
 ) -> None:
-    """Evaluate if it is due, put the round on disk, and tell the observer."""
+    """Evaluate if it is due, put the round on disk, and tell the observer all but what it has been `told`."""
     every = config.evaluation.every
     if state.round in (0, config.rounds) or (every and state.round % every == 0):
         observer.stage("server", "evaluate")
         # A client that cannot be evaluated cannot train either: its quarantine gives the reason.
         records = [*records, *(e for e in engine.evaluate(state) if isinstance(e, Evaluation))]
     observer.stage("server", "save")
-    folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
+    folder.commit(state, [*told, *records], {reply.report.client: reply.payload for reply in accepted})
     for record in records:
         observer.record(record)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import datasets
 
-from fgrpo.client.tasks.tables import Table
 from fgrpo.config import PartitionConfig
 from fgrpo.errors import ConfigError
 from fgrpo.seeds import derive_seed
@@ -16,13 +15,17 @@ from fgrpo.seeds import derive_seed
 _LONGEST_NAME = 64  # it names files
 
 
-def split(partition: PartitionConfig, table: Table, seed: int) -> dict[str, list[int]]:
-    """Return each client's name and the positions of its rows; every row belongs to one client."""
+def split(partition: PartitionConfig, count: int, labels: Sequence[str] | None, seed: int) -> dict[str, list[int]]:
+    """Return each client's name and the positions of its rows; every row belongs to one client.
+
+    Args:
+        count: rows in all.
+        labels: the rows' values in `partition.column`, where one is named.
+    """
     if partition.scheme == "iid":
-        return _numbered(_evenly(len(table.rows), partition.clients, seed))
-    if partition.column is None:
+        return _numbered(_evenly(count, partition.clients, seed))
+    if labels is None:
         raise ConfigError(f"partition.scheme {partition.scheme} needs partition.column")
-    labels = table.labels(partition.column)
     return _by_label(labels) if partition.scheme == "column" else _numbered(_dirichlet(partition, labels, seed))
 
 

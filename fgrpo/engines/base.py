@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fgrpo.records import Evaluation, Failure, Record, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Record, Reply, ServerState
 from fgrpo.wire.parameters import Manifest
 
 
@@ -16,12 +16,16 @@ class Engine(Protocol):
 
     @property
     def clients(self) -> Sequence[str]:
-        """The clients' names."""
+        """The names of those clients that take part."""
         ...
 
     @property
     def manifest(self) -> Manifest:
         """The parameters that are trained."""
+        ...
+
+    def describe(self) -> Sequence[ClientData]:
+        """Return what each client has to learn from, also those that have nothing and take no part."""
         ...
 
     def train(self, state: ServerState) -> tuple[Iterable[Reply | Failure], Mapping[str, Tensor]]:

@@ -14,7 +14,7 @@ from fgrpo.client.round import client_round
 from fgrpo.config import Config
 from fgrpo.engines.base import Observer
 from fgrpo.errors import FgrpoError
-from fgrpo.records import Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import Manifest, load_flat
 
@@ -23,9 +23,13 @@ class InProcess:
     """The engine that needs no server."""
 
     def __init__(self, members: Sequence[Client], policy: Policy, config: Config, observer: Observer) -> None:
-        self._members, self._policy, self._config, self._observer = members, policy, config, observer
-        self.clients = [client.name for client in members]
+        self._all, self._policy, self._config, self._observer = members, policy, config, observer
+        self._members = [client for client in members if client.can_train]
+        self.clients = [client.name for client in self._members]
         self.manifest = Manifest.of(policy.model)
+
+    def describe(self) -> list[ClientData]:
+        return [client.data() for client in self._all]
 
     def train(self, state: ServerState) -> tuple[list[Reply | Failure], dict[str, Tensor]]:
         replies: list[Reply | Failure] = []

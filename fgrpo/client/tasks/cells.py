@@ -11,6 +11,15 @@ from typing import Any
 from fgrpo.records import Chat
 
 
+_KINDS: list[tuple[Any, str]] = [
+    (str, "text"),
+    (Mapping, "an object"),
+    (list, "a list"),
+    (bool, "a truth value"),
+    ((int, float), "a number"),
+]
+
+
 class CellError(ValueError):
     """A cell that cannot be what it is needed for; the message says what it holds."""
 
@@ -89,7 +98,13 @@ def _shown(cell: Any) -> str:
     """Return a cell for a message: what it is, and its beginning."""
     if cell is None:
         return "null"
-    kinds = {str: "text", Mapping: "an object", list: "a list", bool: "a truth value", (int, float): "a number"}
+    kinds: dict[Any, str] = {
+        str: "text",
+        Mapping: "an object",
+        list: "a list",
+        bool: "a truth value",
+        (int, float): "a number",
+    }
     kind = next((kind for types, kind in kinds.items() if isinstance(cell, types)), f"a {type(cell).__name__}")
     try:
         shown = json.dumps(cell)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fgrpo.client.tasks.rewards import Reward
+from fgrpo.client.tasks.base import Row
+from fgrpo.client.tasks.scoring import WeightedReward
 from fgrpo.client.tasks.tables import Table
 from fgrpo.records import Example
 
@@ -15,19 +16,25 @@ class DatasetTask:
 
     Args:
         positions: which of the table's rows; all of them if None.
+        labels: the label of every row of the table, where it was split by one.
     """
 
     def __init__(
-        self, name: str, table: Table, seed: int, reward: Reward, positions: Sequence[int] | None = None
+        self,
+        name: str,
+        table: Table,
+        seed: int,
+        rewards: Sequence[WeightedReward],
+        positions: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
-        self.name = name
-        self._table, self._reward = table, reward
+        self.name, self.rewards = name, rewards
+        self._table = table
         self._order = list(range(len(table.rows)) if positions is None else positions)
         random.Random(seed).shuffle(self._order)
+        self.rows: Sequence[Row] | None = [Row(table.prompts[i], labels[i] if labels else None) for i in self._order]
+        self.files: Mapping[str, str] = {table.name: table.digest}
 
     def example(self, index: int) -> Example:
         row = self._order[index % len(self._order)]
         return Example(self._table.prompts[row], self._table.answers[row], self._table.rows[row])
-
-    def score(self, example: Example, completion: str) -> float:
-        return self._reward(completion, example.answer)
