@@ -34,7 +34,7 @@ def train(config: Config, observe: MakeObserver) -> RunFolder:
     members = make_clients(config)
     policy = Policy.load(config)
     folder = RunFolder.create(config.output_dir or _new_folder(), to_yaml(config))
-    with observe(config, folder, [member.name for member in members]) as observer:
+    with observe(config, folder, [member.name for member in members if member.can_train]) as observer:
         engine = InProcess(members, policy, config, observer)
         state = play(ServerState.initial(flatten(policy.model)), engine, config, folder, observer)
     _save_model(policy, state, folder)
@@ -51,7 +51,7 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFo
     state = folder.load() if folder.rounds() else ServerState.initial(flatten(policy.model))
     _check_fits(state, policy, folder)
     folder.reopen(to_yaml(config))
-    with observe(config, folder, [member.name for member in members]) as observer:
+    with observe(config, folder, [member.name for member in members if member.can_train]) as observer:
         engine = InProcess(members, policy, config, observer)
         state = play(state, engine, config, folder, observer)
     _save_model(policy, state, folder)

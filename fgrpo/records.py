@@ -189,6 +189,7 @@ class ClientData:
         labels: training rows per value of the column that the data were split by; empty without one.
         files: a digest per dataset, so that a change under a run is noticed.
         notes: what a person should know, one line each.
+        round: always 0, before training.
     """
 
     client: str
@@ -197,6 +198,7 @@ class ClientData:
     labels: Mapping[str, int]
     files: Mapping[str, str]
     notes: Sequence[str] = ()
+    round: int = 0
 
 
 @dataclass(frozen=True)

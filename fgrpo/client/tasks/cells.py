@@ -10,7 +10,6 @@ from typing import Any
 
 from fgrpo.records import Chat
 
-
 _KINDS: list[tuple[Any, str]] = [
     (str, "text"),
     (Mapping, "an object"),
