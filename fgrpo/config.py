@@ -111,6 +111,8 @@ class RolloutConfig:
         temperature: sampling temperature; the loss uses the same.
         system_prompt: put before every prompt, where the chat template has a place for it; a chat that brings a
             system message of its own keeps that one.
+        sampler: what draws completions: `transformers` is a decoding loop over the model itself, on any device; `vllm`
+            an engine of its own beside it, on the same GPU.
     """
 
     prompts_per_step: int = 16
@@ -118,6 +120,7 @@ class RolloutConfig:
     max_new_tokens: int = 64
     temperature: float = 1.0
     system_prompt: str | None = None
+    sampler: Literal["transformers", "vllm"] = "transformers"
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class TrainConfig:
         local_steps: rollout batches per round.
         updates_per_rollout: optimisation passes over each rollout batch; from the second on, the clipped ratio works.
         minibatches: optimiser steps per pass; at most this many parts, cut between groups.
+        max_tokens: tokens that enter the model at once in training, padding included; more are split into parts whose
+            gradients add up. The dial for memory.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
@@ -139,11 +144,14 @@ class TrainConfig:
         baseline: subtract the group's mean, or the mean of the other completions (RLOO).
         beta: weight of the KL penalty towards the starting model.
         entropy_coef: weight of the entropy bonus.
+        model_dropout: train with the dropout that the model's own configuration asks for, which rollouts do without, so
+            that ratios move off 1 before the policy does; dropout of the adapters is `lora.dropout`.
     """
 
     local_steps: int = 4
     updates_per_rollout: int = 1
     minibatches: int = 1
+    max_tokens: int = 8192
     lr: float = 1e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -155,6 +163,7 @@ class TrainConfig:
     baseline: Literal["mean", "leave_one_out"] = "mean"
     beta: float = 0.0
     entropy_coef: float = 0.0
+    model_dropout: bool = False
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ _RANGES = [
     ("train.local_steps", *_at_least(1)),
     ("train.updates_per_rollout", *_at_least(1)),
     ("train.minibatches", *_at_least(1)),
+    ("train.max_tokens", *_at_least(1)),
     ("train.lr", *_above_0()),
     ("train.weight_decay", *_at_least(0)),
     ("train.max_grad_norm", *_at_least(0)),

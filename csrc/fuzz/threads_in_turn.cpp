@@ -1,6 +1,6 @@
 // Linked into the fuzz targets in place of threads.cpp: the same ranges of work, without the threads, which
 // would take most of the time, and without a least size, which small inputs would never reach. The last range
-// comes first: none may rely on the one before it. Real threads are tested by tests/test_threads.cpp.
+// comes first: none may rely on the one before it. Real threads are tested by csrc/tests/test_threads.cpp.
 #include <algorithm>
 #include <stdexcept>
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fgrpo.client.loss_batches import LossBatch, loss_batches
+from fgrpo.client.masters import Masters
 from fgrpo.client.owners import Client, Question
 from fgrpo.client.policy import Policy
 from fgrpo.client.tasks.scoring import Scores
@@ -18,45 +20,50 @@ from fgrpo.errors import TaskError
 from fgrpo.records import Report, Rollouts
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch
-from fgrpo_kernels import GroupAdvantages, GRPOLoss, PPOClip, group_advantages, token_weights
+from fgrpo_kernels import GroupAdvantages, PPOClip, group_advantages, token_weights
 
 
 @dataclass
 class _Tally:
-    """What a report is made of, collected step by step."""
+    """What a report is made of, collected step by step; numbers stay on the device until the end."""
 
     rewards: list[Tensor] = field(default_factory=list)
     degenerate: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    tokens: int = 0
     failures: int = 0
     failure: str = ""
-    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    metrics: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages, scores: Scores) -> None:
         self.rewards.append(rewards_B)
         self.degenerate.append(advantages.degenerate)
-        self.tokens += int(rollouts.mask_BT.sum())
+        self.tokens.append(rollouts.mask_BT.sum())
         for name, values in scores.parts.items():
             self.parts[name] += [value for value in values if not math.isnan(value)]
         self.failures, self.failure = self.failures + scores.failures, self.failure or scores.failure
+
+    def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self.metrics[name].append(value)
 
     def report(self, client: Client, round_number: int, stopwatch: Stopwatch) -> Report:
         rewards = torch.cat(self.rewards)
         known = rewards[~rewards.isnan()]
         if len(known) == 0:
             raise TaskError(f"none of {len(rewards)} completions got a reward{self.failure and f': {self.failure}'}")
-        metrics = {name: sum(values) / len(values) for name, values in self.metrics.items()}
+        tokens = int(torch.stack(self.tokens).sum())
+        metrics = {name: torch.stack(values).double().mean().item() for name, values in self.metrics.items()}
         if len(self.parts) > 1:
             metrics |= {f"reward/{name}": sum(values) / len(values) for name, values in self.parts.items() if values}
         return Report(
             client=client.name,
             round=round_number,
             sequences=len(known),
-            tokens=self.tokens,
+            tokens=tokens,
             reward_mean=known.mean().item(),
             reward_std=known.std().item() if len(known) > 1 else 0.0,
-            completion_length=self.tokens / len(known),
+            completion_length=tokens / len(known),
             degenerate=torch.cat(self.degenerate).float().mean().item(),
             metrics=metrics,
             seconds=dict(stopwatch.seconds),
@@ -67,15 +74,16 @@ class _Tally:
         )
 
 
-def train_locally(policy: Policy, client: Client, config: Config, round_number: int, stopwatch: Stopwatch) -> Report:
-    """Train `policy.model` in place on the client's own prompts for one round.
+def train_locally(
+    policy: Policy, masters: Masters, client: Client, config: Config, round_number: int, stopwatch: Stopwatch
+) -> Report:
+    """Train `policy.model` and its masters in place on the client's own prompts for one round.
 
     Everything random follows from the run's seed, the client and the round; the optimiser starts afresh, so a client
     carries nothing from round to round but its compression residual.
     """
     train, tally = config.train, _Tally()
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=train.lr, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(masters.parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
     for step in range(train.local_steps):
         batch = (round_number - 1) * train.local_steps + step
         with stopwatch("rollout"):
@@ -94,17 +102,18 @@ def train_locally(policy: Policy, client: Client, config: Config, round_number: 
                 rewards_B, config.rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
             )
             tally.add_rollouts(rollouts, rewards_B, advantages, scores)
-            for loss in _losses(policy, rollouts, advantages.advantages.to(policy.device), config):
-                optimizer.zero_grad()
-                loss.loss.backward()
+            parts = minibatches(policy, rollouts, advantages.advantages.to(policy.device), config)
+            policy.model.train()
+            for batches in parts * train.updates_per_rollout:
+                metrics = backward(policy, batches, config)
+                masters.take_gradients()
                 if train.max_grad_norm > 0:
-                    norm = torch.nn.utils.clip_grad_norm_(trained, train.max_grad_norm)
-                    tally.metrics["grad_norm"].append(norm.item())
+                    norm = torch.nn.utils.clip_grad_norm_(masters.parameters, train.max_grad_norm)
+                    tally.add_metrics({"grad_norm": norm})
                 optimizer.step()
-                tally.metrics["loss"].append(loss.loss.item())
-                for name, value in loss.metrics.items():
-                    if name != "informative":  # 1 by construction here; `Report.degenerate` tells
-                        tally.metrics[name].append(value.item())
+                optimizer.zero_grad()
+                masters.write_back()
+                tally.add_metrics(metrics)
     policy.model.eval()
     return tally.report(client, round_number, stopwatch)
 
@@ -114,36 +123,49 @@ def _scores(client: Client, questions: list[Question], rollouts: Rollouts, group
     return client.scores(answered, rollouts.answers())
 
 
-def _losses(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> Iterator[GRPOLoss]:
-    """Yield the loss of every minibatch of every pass; the caller takes an optimiser step between two of them.
-
-    Sequences without signal (advantage 0, and neither a KL nor an entropy term) do not enter the model: they count in
-    the normalisation and give no gradient. A minibatch without any signal yields nothing.
-    """
+def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> list[list[LossBatch]]:
+    """Cut the rollouts between groups, one part an optimiser step; parts without any signal are left out."""
     train = config.train
-    ref_logp_BT = policy.reference_logp(rollouts, config.rollout.temperature) if train.beta > 0 else None
-    has_signal_B = advantages_B != 0 if train.beta == train.entropy_coef == 0 else torch.ones_like(advantages_B).bool()
     rows_per_part = -(-config.rollout.prompts_per_step // train.minibatches) * config.rollout.group_size
-    policy.model.train()
-    for _ in range(train.updates_per_rollout):
-        for part in torch.arange(len(advantages_B), device=advantages_B.device).split(rows_per_part):
-            weights_BT = token_weights(
-                rollouts.mask_BT[part], train.reduction, max_length=config.rollout.max_new_tokens
-            )
-            informative = has_signal_B[part]
-            rows = part[informative]
-            if len(rows) == 0:
-                continue
-            batch = rollouts.rows(rows)
-            yield policy.loss(
-                batch,
-                advantages_B[rows],
-                weights_BT[informative],
-                mask=batch.mask_BT,
-                old_logp=batch.old_logp_BT,
-                ref_logp=None if ref_logp_BT is None else ref_logp_BT[rows],
-                objective=PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
-                beta=train.beta,
-                entropy_coef=train.entropy_coef,
-                temperature=config.rollout.temperature,
-            )
+    parts = []
+    for part in torch.arange(len(advantages_B), device=advantages_B.device).split(rows_per_part):
+        sequences = rollouts.rows(part)
+        weights_BT = token_weights(sequences.mask_BT, train.reduction, max_length=config.rollout.max_new_tokens)
+        batches = loss_batches(sequences, advantages_B[part], weights_BT, train, share=policy.shares_prefixes)
+        if train.beta > 0:
+            batches = [b.with_reference(policy.reference_logp(b, config.rollout.temperature)) for b in batches]
+        parts.append(batches)
+    return [batches for batches in parts if batches]
+
+
+def backward(policy: Policy, batches: list[LossBatch], config: Config) -> dict[str, Tensor]:
+    """Add up the gradients of a minibatch's batches; return its loss and metrics."""
+    train, losses, metrics = config.train, [], []
+    for batch in batches:
+        loss = policy.loss(
+            batch,
+            objective=PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
+            beta=train.beta,
+            entropy_coef=train.entropy_coef,
+            temperature=config.rollout.temperature,
+        )
+        loss.loss.backward()
+        losses.append(loss.loss.detach())
+        metrics.append(loss.metrics)
+    weights = torch.stack([batch.weights_N.sum() for batch in batches])
+    return {"loss": torch.stack(losses).sum(), **_merged(metrics, weights / weights.sum())}
+
+
+def _merged(metrics: list[dict[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
+    """The metrics of all batches together; each batch's are means over its weights, or extremes."""
+    merged = {}
+    for name in metrics[0]:
+        values = torch.stack([one[name] for one in metrics])
+        if name == "ratio/min":
+            merged[name] = values.min()
+        elif name == "ratio/max":
+            merged[name] = values.max()
+        else:
+            merged[name] = (values * shares).sum()
+    del merged["informative"]  # 1 by construction here; `Report.degenerate` tells
+    return merged

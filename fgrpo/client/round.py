@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fgrpo.client.local_training import train_locally
+from fgrpo.client.masters import Masters
 from fgrpo.client.owners import Client
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
@@ -17,7 +18,7 @@ from fgrpo.errors import TrainingError
 from fgrpo.records import Reply
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
-from fgrpo.wire.parameters import Manifest, fingerprint, flatten, load_flat
+from fgrpo.wire.parameters import Manifest, fingerprint, load_flat
 from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode
 
@@ -39,14 +40,14 @@ def client_round(
             place, and only once nothing can fail any more.
     """
     load_flat(policy.model, params_P)
-    start_P = flatten(policy.model)  # params_P as the model's own dtype holds it: its rounding is no part of the delta
-    report = train_locally(policy, client, config, round_number, stopwatch)
+    masters = Masters(policy.model, params_P)
+    report = train_locally(policy, masters, client, config, round_number, stopwatch)
     with stopwatch("encode"):
         codec = config.codec
         try:
             delta = encode(
-                flatten(policy.model),
-                start_P,
+                masters.flatten(),
+                params_P,
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,

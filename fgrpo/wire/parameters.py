@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -20,7 +21,7 @@ class Manifest:
 
     @staticmethod
     def of(model: nn.Module) -> Manifest:
-        trained = list(_trainable(model))
+        trained = list(trainable(model))
         return Manifest(tuple(n for n, _ in trained), tuple(tuple(p.shape) for _, p in trained))
 
     @cached_property
@@ -36,13 +37,13 @@ class Manifest:
 
 def flatten(model: nn.Module) -> Tensor:
     """Return the trainable parameters as a new float32 CPU vector [P]."""
-    return torch.cat([p.detach().to("cpu", torch.float32).reshape(-1) for _, p in _trainable(model)])
+    return torch.cat([p.detach().to("cpu", torch.float32).reshape(-1) for _, p in trainable(model)])
 
 
 @torch.no_grad()
 def load_flat(model: nn.Module, params_P: Tensor) -> None:
     """Write a flat vector [P] back into the model's trainable parameters, in each one's own dtype and device."""
-    trained = [parameter for _, parameter in _trainable(model)]
+    trained = [parameter for _, parameter in trainable(model)]
     for parameter, values in zip(trained, params_P.split([p.numel() for p in trained]), strict=True):
         parameter.copy_(values.view_as(parameter))
 
@@ -52,5 +53,6 @@ def fingerprint(params_P: Tensor) -> str:
     return blake2b(params_P.numpy().data, digest_size=16).hexdigest()
 
 
-def _trainable(model: nn.Module):  # type: ignore[no-untyped-def]
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trained parameters with their names, in the order in which they lie in the flat vector."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

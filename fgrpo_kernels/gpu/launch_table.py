@@ -3,8 +3,8 @@
 Chosen by hand for every (vocabulary, bytes a logit, architecture), never by an autotune at first use. Origin, until a
 measurement replaces it: bytes in flight. An H100 needs about 18 KiB of loads in flight on each multiprocessor to hide
 0.7 us of latency at 3.35 TB/s; 16 warps with 4 loads of 16 bytes a thread have 32 KiB. More parts do not fit the
-registers (`docs/kernel_resources.md`). Small vocabularies take a tile of no more than about a quarter
-of a row, so that a row's last tile, of which part is masked, is a small share of its time.
+registers (`tests/kernels/kernel_resources.csv`). Small vocabularies take a tile of no more than about a quarter of a
+row, so that a row's last tile, of which part is masked, is a small share of its time.
 """
 
 from __future__ import annotations

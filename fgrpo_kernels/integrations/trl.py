@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from fgrpo_kernels.integrations.causal_lm_head import CausalLMHead, check_head
 from fgrpo_kernels.integrations.trl_step import FusedStep, plan_step
+from fgrpo_kernels.models.causal_lm_head import CausalLMHead, check_head
+from fgrpo_kernels.models.shared_attention import disable_shared_attention, enable_shared_attention
+from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs, shared_completions
 
 Metrics = Literal["all", "informative"]
 TESTED_TRL = "1.16."
@@ -31,14 +34,14 @@ _TRLS = {
 
 
 class FusedGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` with the fused LM head: the same constructor, and `metrics` (see `accelerate_trainer`)."""
+    """`GRPOTrainer` with the fused LM head: the same constructor, and the options of `accelerate_trainer`."""
 
-    def __init__(self, *args: Any, metrics: Metrics = "all", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, metrics: Metrics = "all", share_prompts: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        accelerate_trainer(self, metrics=metrics)
+        accelerate_trainer(self, metrics=metrics, share_prompts=share_prompts)
 
 
-def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRPOTrainer:
+def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all", share_prompts: bool = False) -> GRPOTrainer:
     """Equip a GRPOTrainer, before or after it has trained; losses, gradients and metrics stay TRL's.
 
     Args:
@@ -47,9 +50,12 @@ def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRP
         metrics: "all": TRL's metrics, over the tokens that TRL takes. "informative": entropy, KL and clip ratios come
             from the loss's own pass, over the tokens that carry signal, and tokens without any cost nothing; see
             docs/plug_in.md.
+        share_prompts: a micro-batch's equal prompts, and equal beginnings of their completions, enter the model once
+            (see `fgrpo_kernels.shared_prompts`). A model that cannot be told so takes the padded way, with a warning;
+            so does a micro-batch with images or router losses.
 
     Returns:
-        The same trainer. A second call only changes `metrics`; `restore_trainer` undoes the first.
+        The same trainer. A second call only changes the options; `restore_trainer` undoes the first.
 
     Raises:
         ImportError: another version of TRL than the tested one.
@@ -70,6 +76,7 @@ def accelerate_trainer(trainer: GRPOTrainer, *, metrics: Metrics = "all") -> GRP
         plug.own_loss = vars(trainer).get("_compute_loss")
         vars(trainer).update(_fgrpo_plug=plug, _compute_loss=types.MethodType(_compute_loss, trainer))
     plug.metrics = metrics
+    plug.share_prompts(share_prompts)
     plug.enable(True)
     return trainer
 
@@ -109,6 +116,10 @@ class _Plug:
         for forward in (self.policy, *self._others):
             forward.enabled = on
 
+    def share_prompts(self, on: bool) -> None:
+        for forward in (self.policy, *self._others):
+            forward.share_prompts(on)
+
     def takes_trls_loss(self, trainer: Any) -> bool:
         """Nobody has put a loss of their own in TRL's place: not in a subclass, and not by a patch since."""
         functions = {name: getattr(getattr(trainer, name), "__func__", None) for name in _TRLS}
@@ -138,8 +149,9 @@ class _FusedForward:
 
     def __init__(self, model: Any, head: CausalLMHead) -> None:
         self.head = head
-        self.enabled = False
+        self.enabled = self.shares_prompts = False
         self.step: FusedStep | None = None
+        self._model = model
         trl_forward = model.forward
 
         @functools.wraps(type(model).forward)  # `generate` reads the signature
@@ -154,12 +166,34 @@ class _FusedForward:
 
         model.forward = types.MethodType(forward, model)
 
+    def share_prompts(self, on: bool) -> None:
+        """Have prompts computed once a group, if the model can."""
+        model = self._model
+        disable_shared_attention(model)
+        self.shares_prompts = on and can_share_prompts(model, lambda inputs: model.base_model(**inputs)[0])
+        if self.shares_prompts:
+            enable_shared_attention(model)
+        elif on:
+            warnings.warn(
+                f"share_prompts: {type(model).__name__} with {model.config._attn_implementation} attention does not "
+                "give the same hidden states for sequences that share a prompt; they are computed one by one",
+                stacklevel=2,
+            )
+
     def _scores(self, model: Any, labels: Tensor, *args: Any, **kwargs: Any) -> FusedCausalLMOutput:
         config = model.config.get_text_config()
         if getattr(config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
-        outputs = model.base_model(*args, **kwargs | {"use_cache": False})
-        hidden, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
+        shared = None
+        if self.shares_prompts and not args and kwargs.keys() == {"input_ids", "attention_mask"}:
+            shared = shared_completions(kwargs["input_ids"], kwargs["attention_mask"], labels)
+        if shared is not None:  # the rest sees the completions alone, which is all that TRL reads
+            batch, targets = shared
+            outputs = model.base_model(**decoder_inputs(batch, model))
+            hidden = batch.padded_rows(outputs.last_hidden_state, tuple(targets.shape))
+        else:
+            outputs = model.base_model(*args, **kwargs | {"use_cache": False})
+            hidden, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
         if self.step is not None:
             return FusedCausalLMOutput(log_probs=self.step.run(self.head, model, hidden, targets))
         mask = targets != -100

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import nanmax, nanmin
 
 from fgrpo_kernels import CISPO, SAPO, Objective, PPOClip, token_weights
-from fgrpo_kernels.integrations.causal_lm_head import CausalLMHead
 from fgrpo_kernels.kl import KL
+from fgrpo_kernels.models.causal_lm_head import CausalLMHead
 from fgrpo_kernels.token_weights import Reduction
 
 # Of TRL's loss types, by how they reduce. VESPO is not here: its weight needs a whole sequence's log-probabilities.

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from fgrpo.client.local_training import _losses, train_locally
+from fgrpo.client.local_training import backward, minibatches, train_locally
+from fgrpo.client.masters import Masters
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.rollouts import sample
@@ -23,7 +24,8 @@ from fgrpo_kernels.codec import decode
 
 
 def train(policy, config, index=0, round_number=1):
-    return train_locally(policy, make_clients(config)[index], config, round_number, Stopwatch())
+    masters = Masters(policy.model, flatten(policy.model))
+    return train_locally(policy, masters, make_clients(config)[index], config, round_number, Stopwatch())
 
 
 def test_a_round_is_a_function_of_seed_client_and_round(policy, small_config):
@@ -74,10 +76,14 @@ def never(completion, answer):
     return None
 
 
-def test_a_round_without_any_reward_is_an_error(policy, small_config):
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_round_without_any_reward_is_an_error_and_moves_nothing(policy, small_config, beta):
     task = replace(small_config.clients["sums"].tasks[0], reward=f"{__name__}:never")
+    options = {"clients": {"sums": ClientConfig([task])}, "train": replace(small_config.train, beta=beta)}
+    before_P = flatten(policy.model)
     with pytest.raises(TaskError, match="none of 32 completions got a reward"):
-        train(policy, replace(small_config, clients={"sums": ClientConfig([task])}))
+        train(policy, replace(small_config, **options))
+    assert torch.equal(flatten(policy.model), before_P)
 
 
 def test_several_rewards_are_reported_apart(policy, small_config):
@@ -191,23 +197,27 @@ def test_a_training_step_never_holds_the_logits_of_all_rows(policy, small_config
     advantages_B = torch.linspace(-1.0, 1.0, len(rollouts.completions))
     for plain_head in (True, False):
         with MostLogits(policy.model.get_output_embeddings().weight) as most:
-            (loss,) = _losses(replace(policy, plain_head=plain_head), rollouts, advantages_B, config)
-            loss.loss.backward()
+            (batches,) = minibatches(policy, rollouts, advantages_B, config)
+            backward(replace(policy, plain_head=plain_head), batches, config)
         if plain_head:
-            assert most.rows == 16
+            assert 1 < most.rows <= 16
         else:  # the measure sees such a tensor where there is one
-            assert most.rows >= int(rollouts.mask_BT.sum()) > 32
+            assert most.rows >= len(batches[0].targets_N) > 32
 
 
-def test_leaving_out_sequences_without_signal_changes_no_gradient(policy, small_config):
-    """The minibatch without its advantage-0 rows gives the gradient of the whole one."""
-    config = replace(small_config, train=replace(small_config.train, updates_per_rollout=1, minibatches=1))
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
+@pytest.mark.parametrize("max_tokens", [8192, 20, 1])
+def test_what_enters_the_model_gives_the_gradient_of_all_sequences(policy, small_config, share, max_tokens):
+    """Prompts once a group, no advantage-0 rows, parts of `max_tokens`: the loss and gradient of plain padded rows."""
+    train = replace(small_config.train, updates_per_rollout=1, minibatches=1, max_tokens=max_tokens)
+    config, policy = replace(small_config, train=train), replace(policy, shares_prefixes=share)
     prompts = [q.example.prompt for q in make_clients(config)[0].draw(0, 4)]
     rollouts = sample(policy.model, policy.tokenizer, prompts, config.rollout, seed=1)
     advantages_B = torch.randn(16, generator=torch.Generator().manual_seed(0))
     advantages_B[4:12] = 0
-    (loss,) = _losses(policy, rollouts, advantages_B, config)
-    loss.loss.backward()
+    (batches,) = minibatches(policy, rollouts, advantages_B, config)
+    metrics = backward(policy, batches, config)
+    assert (len(batches) > 1) == (max_tokens < 60)
     kept = {name: p.grad.clone() for name, p in policy.model.named_parameters()}
     policy.model.zero_grad()
     logits_BLV = policy.model(
@@ -224,7 +234,10 @@ def test_leaving_out_sequences_without_signal_changes_no_gradient(policy, small_
         old_logp=rollouts.old_logp_BT,
     )
     whole.loss.backward()
-    torch.testing.assert_close(loss.loss, whole.loss)
+    torch.testing.assert_close(metrics["loss"], whole.loss.detach())
+    for name, value in whole.metrics.items():
+        if name != "informative":
+            torch.testing.assert_close(metrics[name], value)
     for name, parameter in policy.model.named_parameters():
         torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
@@ -268,6 +281,21 @@ def test_rounding_to_bfloat16_is_no_part_of_the_delta(small_config):
     between_P = flatten(policy.model) * 1.001
     reply = client_round(make_clients(config)[0], policy, between_P, None, 1, config, Stopwatch())
     assert not decode(unpack(reply.payload)[1]).any()
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-6])
+def test_small_steps_of_a_bfloat16_model_are_kept(small_config, lr):
+    """Most are smaller than the distance of two bfloat16 numbers; the delta has them all the same."""
+    codec = replace(small_config.codec, codec="none", error_feedback=False)
+    config = replace(small_config, dtype="bfloat16", codec=codec, train=replace(small_config.train, lr=lr))
+    policy = Policy.load(config)
+    start_P = flatten(policy.model)
+    reply = client_round(make_clients(config)[0], policy, start_P, None, 1, config, Stopwatch())
+    delta_P = decode(unpack(reply.payload)[1])
+    moved_P = flatten(policy.model) != start_P
+    assert (delta_P != 0).float().mean() > 0.99
+    assert moved_P.float().mean() < 0.2, "the model itself shows few of them"
+    torch.testing.assert_close((start_P + delta_P).bfloat16().float(), flatten(policy.model), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("local_steps", [1, 2])

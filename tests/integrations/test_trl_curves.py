@@ -28,7 +28,7 @@ def fused_losses(monkeypatch):
         calls.append(1)
         return linear_grpo_loss(*args, **options)
 
-    monkeypatch.setattr("fgrpo_kernels.integrations.causal_lm_head.linear_grpo_loss", counted)
+    monkeypatch.setattr("fgrpo_kernels.models.causal_lm_head.linear_grpo_loss", counted)
     return calls
 
 
@@ -64,6 +64,49 @@ def test_off_policy(loss_type, tmp_path, fused_losses):
     assert not fused_losses
 
 
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        pytest.param({"steps": 20}, 20, id="twenty steps"),
+        pytest.param({"beta": 0.1}, 4, id="reference model"),
+        pytest.param(OFF_POLICY | {"beta": 0.05, "learning_rate": 1e-3}, 0, id="off-policy"),
+        pytest.param({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 8, id="accumulation"),
+        pytest.param({"gradient_checkpointing": True}, 4, id="checkpointing"),
+    ],
+)
+def test_shared_prompts(options, fused, tmp_path, fused_losses):
+    """Prompts once a group: TRL's curve, from fewer tokens."""
+    options = {"steps": 4, "learning_rate": 1e-4} | options
+    theirs = train(tmp_path, **options)
+    tokens = []
+
+    def sharing(trainer):
+        accelerate_trainer(trainer, share_prompts=True)
+        decoder = trainer.model.base_model
+        decoder.register_forward_pre_hook(
+            lambda _, __, inputs: tokens.append(inputs["input_ids"].shape) if not inputs["use_cache"] else None,
+            with_kwargs=True,
+        )
+
+    assert_same_curve(train(tmp_path, sharing, **options), theirs, rtol=2e-4 if "beta" in options else 2e-5)
+    assert len(fused_losses) == fused
+    assert all(rows <= 2 for rows, _ in tokens), "rows are groups"
+    assert tokens
+
+
+def test_prompts_that_cannot_be_shared(tmp_path):
+    """A model that refuses the mask trains as without, and says so once."""
+    theirs = train(tmp_path, steps=2)
+
+    def sharing(trainer):
+        trainer.model.config.layer_types = ["chunked_attention"] * trainer.model.config.num_hidden_layers
+        with pytest.warns(UserWarning, match="share_prompts: LlamaForCausalLM with .* one by one"):
+            accelerate_trainer(trainer, share_prompts=True)
+        del trainer.model.config.layer_types
+
+    assert_same_curve(train(tmp_path, sharing, steps=2), theirs)
+
+
 def lora(**options):
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
 
@@ -85,6 +128,7 @@ def sampling_engine(trainer):
 VARIANTS = {  # options of the run, and how many of its micro-batches take the fused loss
     "lora": ({"peft_config": lora()}, 4),
     "lora and a trained head": ({"peft_config": lora(modules_to_save=["lm_head"]), "beta": 0.1}, 4),
+    "lora, shared prompts": ({"peft_config": lora(), "share_prompts": True}, 4),
     "lora with dropout": ({"peft_config": lora(lora_dropout=0.3)}, 4),
     "accumulation": ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 8),
     "accumulation, sequence mean": (
@@ -111,6 +155,7 @@ VARIANTS = {  # options of the run, and how many of its micro-batches take the f
     "two-sided clip under 1": ({"delta": 0.7}, 0),
     "float32 head": ({"cast_lm_head_to_fp32": True}, 4),
     "truncated completions masked": ({"mask_truncated_completions": True}, 4),
+    "truncated completions masked, shared prompts": ({"mask_truncated_completions": True, "share_prompts": True}, 4),
     "temperature": ({"temperature": 0.7}, 4),
     "importance correction": ({"prepare": sampling_engine}, 0),
     "importance correction by token": (
@@ -129,10 +174,11 @@ def test_options(name, tmp_path, fused_losses):
     options, fused = VARIANTS[name]
     options = {"steps": 4, "learning_rate": 1e-4} | options
     own = options.pop("prepare", lambda trainer: None)
+    share_prompts = options.pop("share_prompts", False)
 
     def with_plug(trainer):
         own(trainer)
-        accelerate_trainer(trainer)
+        accelerate_trainer(trainer, share_prompts=share_prompts)
 
     theirs = train(tmp_path, own, **options)
     assert_same_curve(train(tmp_path, with_plug, **options), theirs)

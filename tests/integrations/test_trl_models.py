@@ -151,7 +151,7 @@ def test_twice_is_once_and_restore_undoes(tmp_path, monkeypatch):
     assert "informative" in loss_and_gradients(trainer, inputs)[2]
 
     restore_trainer(trainer)
-    monkeypatch.setattr("fgrpo_kernels.integrations.causal_lm_head.CausalLMHead.token_logprobs", None)  # is not called
+    monkeypatch.setattr("fgrpo_kernels.models.causal_lm_head.CausalLMHead.token_logprobs", None)  # is not called
     restored = loss_and_gradients(trainer, inputs)
     assert restored[0] == theirs[0]
     assert all(restored[1][name].equal(gradient) for name, gradient in theirs[1].items())

@@ -1,12 +1,14 @@
 """Compile every kernel, with its real launch table, for devices that are not there; and read what came out.
 
-    python tests/kernels/ahead_of_time.py > docs/kernel_resources.md
+    python tests/kernels/ahead_of_time.py
 
-makes the committed table again, which `test_ahead_of_time.py` compares. Not with TRITON_INTERPRET=1.
+writes `kernel_resources.csv` again, which `test_ahead_of_time.py` compares. Not with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import subprocess
 import tempfile
@@ -41,6 +43,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+COMMITTED = Path(__file__).with_name("kernel_resources.csv")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 INTEGERS = (
@@ -57,6 +60,7 @@ POINTERS = {
     "order_ptr": "*i64",
     "starts_ptr": "*i64",
     "degenerate_ptr": "*i1",
+    "reward_weights_ptr": "*fp64",
     "codes_ptr": "*u8",
     "halves_ptr": "*i16",
     "scales_ptr": "*i16",
@@ -260,28 +264,18 @@ def _loops(code: dict[int, str], logits_per_access: int) -> list[tuple[float, fl
 
 
 def table(resources: Callable[[Variant, str], Resources]) -> str:
-    """The committed page."""
-    lines = [
-        "# What the compiled kernels take",
-        "",
-        f"Made by `python tests/kernels/ahead_of_time.py` with Triton {triton.__version__}, compared by",
-        "`tests/kernels/test_ahead_of_time.py`: a change of a kernel shows here as a difference.",
-        "",
-        "Access: the widest load of global memory. Read, write: lane-instructions and special-function operations a",
-        "logit in the loops that read rows, and that read and write them (sm only). A memory-bound read loop on an",
-        "H100 may spend about 20 and 2.4, a loop that writes too twice that.",
-        "",
-        "| kernel | target | warps | registers | spilled, bytes | shared, bytes | access, bytes | read | write |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in TARGETS:
-        for variant in variants(name):
-            found = resources(variant, name)
-            read, write = ("" if cost is None else f"{cost[0]} + {cost[1]}" for cost in found[4:])
-            numbers = " | ".join(str(x) for x in (variant.num_warps, *found[:4]))
-            lines.append(f"| {variant.name} | {name} | {numbers} | {read} | {write} |")
-    return "\n".join(lines) + "\n"
+    """What `kernel_resources.csv` holds: a line for each kernel and target, in the units of `Resources`."""
+    loop_columns = ("read_instructions", "read_special", "write_instructions", "write_special")
+    rows = [(f"kernel by Triton {triton.__version__}", "target", "warps", *Resources._fields[:4], *loop_columns)]
+    for target in TARGETS:
+        for variant in variants(target):
+            *numbers, read, write = resources(variant, target)
+            loops = (*(read or ("", "")), *(write or ("", "")))
+            rows.append((variant.name, target, variant.num_warps, *numbers, *loops))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 if __name__ == "__main__":
-    print(table(lambda variant, name: compile_variant(variant, TARGETS[name])), end="")
+    COMMITTED.write_text(table(lambda variant, target: compile_variant(variant, TARGETS[target])))

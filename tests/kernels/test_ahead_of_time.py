@@ -1,7 +1,6 @@
 """Kernels for devices that are not here: they compile, spill nothing, load 16 bytes at a time, and stay in budget."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -12,14 +11,13 @@ if not HAS_TRITON or INTERPRETED:
 
 import torch
 import triton
-from ahead_of_time import TARGETS, Resources, compile_variant, table, variants
+from ahead_of_time import COMMITTED, TARGETS, Resources, compile_variant, table, variants
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.token_logprobs import rows_of, token_logprobs_kernel
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "kernel_resources.md"
 # Lane-instructions and special-function operations a logit at 3.0 TB/s on an H100 (bfloat16, read pass).
 READ_BUDGET = (20, 2.4)
 
@@ -62,9 +60,9 @@ def test_a_new_length_is_the_same_kernel(vocab):
 def test_committed_table_is_up_to_date():
     made_with = f"Triton {triton.__version__}"
     committed = COMMITTED.read_text()
-    if made_with + "," not in committed:
+    if not committed.startswith(f"kernel by {made_with},"):
         pytest.skip(f"registers differ between compilers: the committed table was not made with {made_with}")
     names = [v.name for v in variants("sm_90")]
     assert table(lambda variant, target: resources(names.index(variant.name), target)) == committed, (
-        "a kernel's resources have changed: run python tests/kernels/ahead_of_time.py > docs/kernel_resources.md"
+        "a kernel's resources have changed: run python tests/kernels/ahead_of_time.py"
     )
