@@ -33,6 +33,7 @@ class _Tally:
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: int = 0
     failure: str = ""
+    cause: BaseException | None = None  # of this first failure
     metrics: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages, scores: Scores) -> None:
@@ -41,7 +42,9 @@ class _Tally:
         self.tokens.append(rollouts.mask_BT.sum())
         for name, values in scores.parts.items():
             self.parts[name] += [value for value in values if not math.isnan(value)]
-        self.failures, self.failure = self.failures + scores.failures, self.failure or scores.failure
+        if not self.failure:
+            self.failure, self.cause = scores.failure, scores.cause
+        self.failures += scores.failures
 
     def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         for name, value in metrics.items():
@@ -51,7 +54,8 @@ class _Tally:
         rewards = torch.cat(self.rewards)
         known = rewards[~rewards.isnan()]
         if len(known) == 0:
-            raise TaskError(f"none of {len(rewards)} completions got a reward{self.failure and f': {self.failure}'}")
+            failure = f": {self.failure}" if self.failure else ""
+            raise TaskError(f"none of {len(rewards)} completions got a reward{failure}") from self.cause
         tokens = int(torch.stack(self.tokens).sum())
         metrics = {name: torch.stack(values).double().mean().item() for name, values in self.metrics.items()}
         if len(self.parts) > 1:

@@ -78,6 +78,7 @@ class Client:
         values, correct = [math.nan] * len(questions), [False] * len(questions)
         parts: dict[str, list[float]] = {}
         failures, failure = 0, ""
+        cause: BaseException | None = None
         for curriculum in self.curricula:
             rows = [i for i, question in enumerate(questions) if question.curriculum is curriculum]
             if not rows:
@@ -88,5 +89,7 @@ class Client:
                 values[i], correct[i] = value, is_correct
             for name, column in part.parts.items():
                 parts.setdefault(name, []).extend(column)
-            failures, failure = failures + part.failures, failure or part.failure
-        return Scores(values, correct, parts, failures, failure)
+            if not failure:
+                failure, cause = part.failure, part.cause
+            failures += part.failures
+        return Scores(values, correct, parts, failures, failure, cause)

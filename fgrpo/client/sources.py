@@ -27,7 +27,8 @@ _READ = ("dataset", "subset", "split", "prompt_column", "answer_column")  # what
 class Source(Protocol):
     """Clients that are built one at a time."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def make(self, name: str, holds_out: bool) -> Client:
         """Build a client, the same one every time; `holds_out` says whether it holds prompts out for evaluation."""

@@ -1,6 +1,7 @@
 """Tasks, rewards, curricula, and clients made of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -272,6 +273,35 @@ def test_a_client_without_a_training_row_takes_no_part_and_says_so(rows):
     assert "20 by itself); the client takes no part" in b.data().notes[0]
     with pytest.raises(ConfigError, match="no client has anything to train on: client a: task"):
         make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=80)))
+
+
+def test_clients_are_described_without_being_built(rows, monkeypatch):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    tasks = ClientConfig([from_file(rows), SUMS])
+    for config in (
+        Config(partition=partition, evaluation=EvaluationConfig(prompts=20)),
+        Config(partition=partition, evaluation=EvaluationConfig(prompts=6, clients=1)),
+        Config(clients={f"c{k}": tasks for k in range(4)}, evaluation=EvaluationConfig(prompts=12, clients=2)),
+    ):
+        owners = Owners(config)
+        assert owners.taking_part == [name for name, client in owners.items() if client.can_train]
+        assert owners.describe() == [client.data() for client in owners.values()]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(owners), "__getitem__", None)
+            assert len(owners.describe()) == len(owners)
+
+
+def test_who_has_nothing_to_train_on_is_neither_asked_nor_evaluated(rows):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    config = Config(partition=partition, evaluation=EvaluationConfig(prompts=20))
+    owners = Owners(config)
+    assert list(owners) == ["a", "b"]
+    assert owners.taking_part == owners.evaluated == ["a"]
+    with pytest.raises(TaskError, match=r"client b: task .* has nothing to train on"):
+        owners["b"].draw(0, 1)
+    asked = ParticipationConfig(clients_per_round=2)
+    with pytest.raises(ConfigError, match="got 2 of 1 clients"):
+        Owners(replace(config, participation=asked))
 
 
 @pytest.mark.parametrize("kind", ["rows", "stream"])

@@ -170,7 +170,7 @@ def _outcome(name: str, function: Callable[..., Any], result: Any, completion: s
     of = f"for the completion {completion!r:.60}"
     if isinstance(result, BaseException):
         what = f"{type(result).__name__}: {result}".strip().splitlines()[0]
-        return RewardFailure(f"reward '{name}' failed ({_place(function, result)}): {what}, {of}")
+        return RewardFailure(f"reward '{name}' failed ({_place(function, result)}): {what}, {of}", result)
     try:
         reward = math.nan if isinstance(result, str) else float(result)
     except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from fgrpo.errors import TaskError
@@ -15,9 +15,15 @@ OnError = Literal["skip", "zero", "raise"]
 
 @dataclass(frozen=True)
 class RewardFailure:
-    """A function gave one completion no usable reward; the reason is one line, with the function's file and line."""
+    """A function gave one completion no usable reward.
+
+    Attributes:
+        reason: one line, with the function's file and line.
+        error: what it raised, if it did.
+    """
 
     reason: str
+    error: BaseException | None = None
 
 
 Outcome = float | None | RewardFailure  # None: the function does not apply to this completion
@@ -51,6 +57,7 @@ class Scores:
         parts: per function its own values, NaN where it does not apply or failed.
         failures: how often a function failed.
         failure: the first failure's reason, or an empty text.
+        cause: the exception behind the first failure, if one was raised.
     """
 
     values: list[float]
@@ -58,6 +65,7 @@ class Scores:
     parts: dict[str, list[float]]
     failures: int
     failure: str
+    cause: BaseException | None = field(default=None, compare=False)
 
 
 _FULL_MARKS = 1.0 - 1e-6
@@ -78,7 +86,7 @@ def score(
     columns = [reward.function(examples, completions) for reward in rewards]
     failed = [outcome for column in columns for outcome in column if isinstance(outcome, RewardFailure)]
     if failed and on_error == "raise":
-        raise TaskError(failed[0].reason)
+        raise TaskError(failed[0].reason) from failed[0].error
     weights = [reward.weight for reward in rewards]
     first, *_ = numbers = [[_number(outcome) for outcome in column] for column in columns]
     return Scores(
@@ -87,6 +95,7 @@ def score(
         parts={reward.function.name: column for reward, column in zip(rewards, numbers, strict=True)},
         failures=len(failed),
         failure=failed[0].reason if failed else "",
+        cause=failed[0].error if failed else None,
     )
 
 
