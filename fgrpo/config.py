@@ -19,10 +19,11 @@ class TaskConfig:
         dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
         subset: the dataset's configuration name, where it has several.
         split: the dataset's split that both training and held-out prompts are drawn from.
-        prompt_column: column with the prompt.
-        answer_column: column with the reference answer.
-        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` called as
-            `function(completion, answer)`; null means the task's own verifier (reasoning-gym) or `exact_match`.
+        prompt_column: column with the prompt: text, or a list of chat messages.
+        answer_column: column with the reference answer; null for rewards that need none.
+        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` of a function
+            that takes `(completion, answer)` or TRL's keywords; a list of several, or a weight for each by name; null
+            means the task's own verifier (reasoning-gym) or `exact_match`. See `docs/rewards.md`.
         weight: share of this task in its client's mixture.
     """
 
@@ -32,8 +33,8 @@ class TaskConfig:
     subset: str | None = None
     split: str = "train"
     prompt_column: str = "prompt"
-    answer_column: str = "answer"
-    reward: str | None = None
+    answer_column: str | None = "answer"
+    reward: str | list[str] | dict[str, float] | None = None
     weight: float = 1.0
 
 
@@ -51,13 +52,26 @@ class ClientConfig:
 
 
 @dataclass(frozen=True)
+class RewardsConfig:
+    """What becomes of a completion whose reward cannot be told. See `docs/rewards.md`.
+
+    Args:
+        on_error: a reward function that fails for a completion, or returns what is no finite number: `skip` takes the
+            completion out of its group, `zero` counts 0 from that function, `raise` ends the client's round.
+    """
+
+    on_error: Literal["skip", "zero", "raise"] = "skip"
+
+
+@dataclass(frozen=True)
 class PartitionConfig:
     """Splits one dataset into clients with the partitioners of flwr-datasets.
 
     Args:
         task: the dataset to split.
         clients: number of clients (ignored by `column`, which makes one client per value).
-        scheme: `iid`, `dirichlet` (label skew over `column`), or `column` (one client per value of `column`).
+        scheme: `iid` (rows dealt out at random), `dirichlet` (label skew over `column`), or `column` (one client per
+            value of `column`, and named after it).
         column: the column that `dirichlet` and `column` look at.
         alpha: concentration of `dirichlet`; smaller is more skewed.
     """
@@ -95,7 +109,8 @@ class RolloutConfig:
         group_size: completions per prompt; advantages are relative within this group.
         max_new_tokens: length limit of a completion, in tokens.
         temperature: sampling temperature; the loss uses the same.
-        system_prompt: put before every prompt, where the chat template has a place for it.
+        system_prompt: put before every prompt, where the chat template has a place for it; a chat that brings a
+            system message of its own keeps that one.
         sampler: what draws completions: `transformers` is a decoding loop over the model itself, on any device; `vllm`
             an engine of its own beside it, on the same GPU.
     """
@@ -177,6 +192,9 @@ class AggregationConfig:
 
     Args:
         rule: `fgrpo`, `fedavg`, `uniform` or `reward`.
+        n_k: what a client's share is counted by in `fgrpo`, `fedavg` and `reward`: its training `rows`, as FedAvg was
+            published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or the
+            `sequences` or `tokens` that it trained on in the round.
         tau: fgrpo: temperature of the weights; smaller follows the gain more sharply.
         clip: fgrpo: bound on the relative gain.
         cap: fgrpo: the largest weight that one client may have (at least 1/K).
@@ -189,6 +207,7 @@ class AggregationConfig:
     """
 
     rule: Literal["fgrpo", "fedavg", "uniform", "reward"] = "fgrpo"
+    n_k: Literal["rows", "sequences", "tokens"] = "rows"
     tau: float = 1.0
     clip: float = 1.0
     cap: float = 0.5
@@ -278,6 +297,7 @@ class Config:
         clients: the data owners, by name.
         partition: or one dataset, split into clients.
         rollout: how completions are sampled.
+        rewards: what becomes of completions whose reward cannot be told.
         train: GRPO on one client.
         codec: compression of deltas.
         aggregation: how clients are weighed.
@@ -298,6 +318,7 @@ class Config:
     clients: dict[str, ClientConfig] = field(default_factory=dict)
     partition: PartitionConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)

@@ -14,7 +14,7 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play
-from fgrpo.records import Evaluation, Failure, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
 
@@ -37,6 +37,7 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFo
     folder = RunFolder.open(path)
     config = _with_engine(_changed(folder, overrides))
     with open_engine(config) as engine:
+        _check_data(engine, folder)
         state = folder.load() if folder.rounds() else folder.initial(engine.initial_parameters())
         _check_fits(state, engine, folder)
         folder.reopen(_kept_yaml(config))
@@ -60,6 +61,7 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
     with open_engine(config) as engine:
         state = ServerState.initial(engine.initial_parameters()) if folder is None else folder.load(round_number)
         if folder is not None:
+            _check_data(engine, folder)
             _check_fits(state, engine, folder)
         evaluations = []
         for result in engine.evaluate(state):
@@ -109,6 +111,15 @@ def _check_fits(state: ServerState, engine: Engine, folder: RunFolder) -> None:
             f"{folder.path}: its parameters are {len(state.params_P)}, those of the model {size}; "
             "was model or lora changed since?"
         )
+
+
+def _check_data(engine: Engine, folder: RunFolder) -> None:
+    """Raise RunError if a dataset is not what it was when the run began."""
+    then = {record.client: record.files for record in folder.records() if isinstance(record, ClientData)}
+    for client in engine.describe():
+        for name, digest in client.files.items():
+            if then.get(client.client, {}).get(name, digest) != digest:
+                raise RunError(f"{folder.path}: dataset '{name}' has changed since the run began; start a new run")
 
 
 def _new_folder() -> Path:

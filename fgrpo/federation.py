@@ -88,7 +88,10 @@ def _lost_round(
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
     """Play rounds until `config.rounds` are complete; after each, the folder holds all that the next one needs."""
     if not folder.rounds():
-        state = _close_round(state, [], [], engine, config, folder, observer)
+        data = engine.describe()
+        for client in data:
+            observer.record(client)
+        state = _close_round(state, [], [], engine, config, folder, observer, told=data)
     while state.round < config.rounds:
         state, summary, accepted = play_round(state, engine, config, observer)
         state = _close_round(
@@ -105,8 +108,13 @@ def _close_round(
     config: Config,
     folder: RunFolder,
     observer: Observer,
+    told: Sequence[Record] = (),
 ) -> ServerState:
-    """Evaluate if it is due, put the round on disk, and tell the observer; return the state to go on from."""
+    """Evaluate if it is due, put the round on disk, and tell the observer all but what it has been `told`.
+
+    Returns:
+        The state to go on from.
+    """
     every = config.evaluation.every
     if state.round in (0, config.rounds) or (every and state.round % every == 0):
         observer.stage("server", "evaluate")
@@ -115,7 +123,7 @@ def _close_round(
         _log_failures(results, state.round)
         records = [*records, *(result for result in results if isinstance(result, Evaluation))]
     observer.stage("server", "save")
-    state = folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
+    state = folder.commit(state, [*told, *records], {reply.report.client: reply.payload for reply in accepted})
     for record in records:
         observer.record(record)
     return state

@@ -5,8 +5,9 @@ Shape suffixes: B sequences, L prompt and completion tokens, T completion tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,18 +18,47 @@ from fgrpo_kernels.codec import Encoded
 
 
 @dataclass(frozen=True)
+class Chat:
+    """A prompt of several messages. It is kept as JSON, so it compares and hashes as a text does."""
+
+    json: str
+
+    @staticmethod
+    def of(messages: Sequence[Mapping[str, Any]]) -> Chat:
+        return Chat(json.dumps(list(messages)))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them, each with its role and content."""
+        return json.loads(self.json)
+
+
+@dataclass(frozen=True)
 class Example:
     """One prompt with what its verifier needs.
 
     Attributes:
-        prompt: the user's text, before any chat template.
-        answer: the reference answer, as text.
+        prompt: the user's text, or a chat, before any chat template.
+        answer: the reference answer, as text; empty where the task has none.
         entry: the verifier's own record of the question (a reasoning-gym entry, a dataset row).
     """
 
-    prompt: str
+    prompt: str | Chat
     answer: str
     entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model answered, as reward functions see it.
+
+    Attributes:
+        text: decoded, without special tokens.
+        token_ids: the sampled tokens up to and including the end-of-sequence token.
+    """
+
+    text: str
+    token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +84,16 @@ class Rollouts:
     def prompt_length(self) -> int:
         return self.tokens_BL.shape[1] - self.mask_BT.shape[1]
 
+    def answers(self) -> list[Completion]:
+        """Return the completions as reward functions see them."""
+        tokens_BT = self.tokens_BL[:, self.prompt_length :]
+        kept = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_BT, self.mask_BT, strict=True)]
+        return [Completion(text, ids) for text, ids in zip(self.completions, kept, strict=True)]
+
+    def without(self, left_out_B: Tensor) -> Rollouts:
+        """Return the rollouts with none of some completions' tokens counted: bool, True leaves a completion out."""
+        return replace(self, mask_BT=self.mask_BT & ~left_out_B[:, None])
+
     def rows(self, index: Tensor) -> Rollouts:
         """Return the sequences at an int64 index."""
         return Rollouts(
@@ -70,13 +110,17 @@ class Report:
     """What a client tells about its local training; aggregation rules see nothing else.
 
     Attributes:
-        sequences: completions trained on; this is the n_k of the aggregation rules.
+        sequences: completions trained on: those that have a reward.
         tokens: completion tokens trained on.
-        reward_mean, reward_std: over all sequences of the round, in the client's own reward scale.
+        reward_mean, reward_std: over all these sequences of the round, in the client's own reward scale.
         completion_length: mean number of completion tokens.
         degenerate: fraction of prompt groups whose rewards were all equal, and which taught nothing.
         metrics: means over optimisation steps of what the loss measured (see `fgrpo_kernels.grpo_loss`).
         seconds: time per stage: rollout, reward, train, encode.
+        rows: different training rows that the client has; None where a task makes its examples up without end.
+        unrewarded: completions without a reward, which left their groups.
+        reward_failures: how often a reward function failed for a completion.
+        reward_failure: the first such failure in one line, or an empty text.
     """
 
     client: str
@@ -89,6 +133,10 @@ class Report:
     degenerate: float
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
+    rows: int | None = None
+    unrewarded: int = 0
+    reward_failures: int = 0
+    reward_failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +184,28 @@ class ClientHistory:
     baseline: float
     deviation: float
     rounds: int
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What a client has to learn from; told once, before the first round.
+
+    Attributes:
+        rows: training rows; None where a task makes its examples up without end, 0 for a client that takes no part.
+        held_out: prompts held out for evaluation.
+        labels: training rows per value of the column that the data were split by; empty without one.
+        files: a digest per dataset, so that a change under a run is noticed.
+        notes: what a person should know, one line each.
+        round: always 0, before training.
+    """
+
+    client: str
+    rows: int | None
+    held_out: int
+    labels: Mapping[str, int]
+    files: Mapping[str, str]
+    notes: Sequence[str] = ()
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,8 +276,8 @@ class ServerState:
         return ServerState(0, params_P.to(torch.float32), {}, {}, Residuals())
 
 
-Record = Report | Evaluation | RoundSummary
-_TYPES: dict[str, type] = {"report": Report, "evaluation": Evaluation, "round": RoundSummary}
+Record = Report | Evaluation | RoundSummary | ClientData
+_TYPES: dict[str, type] = {"report": Report, "evaluation": Evaluation, "round": RoundSummary, "data": ClientData}
 
 
 def to_json(record: Record) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fgrpo.config import Config
+from fgrpo import yaml_text
+from fgrpo.config import Config, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
@@ -23,16 +24,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
+    parser, keys = config_parser(), _read_yaml(path)
+    for key, value in _options(overrides):
+        _set(keys, key, value, path)
     try:
-        Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
-    parser = config_parser()
-    try:
-        parsed = parser.parse_args(["--config", str(path), *map(_underscored, overrides)])
-        config = parser.instantiate(parsed)
-    except UnicodeDecodeError:
-        raise ConfigError(f"configuration {path}: not a text file") from None
+        config = parser.instantiate(parser.parse_object(keys))
     except ArgumentError as error:
         raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
@@ -40,10 +36,65 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        loaded = yaml_text.load(Path(path).read_text(encoding="utf-8-sig"), Config)
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration {path}: not a text file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
+    if not isinstance(loaded, dict | None):
+        raise ConfigError(f"configuration {path}: it holds {loaded!r:.60}, expected keys and their values")
+    return loaded or {}
+
+
+def _options(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Read `--key value` and `--key=value`; a key's dashes are underscores, but for clients' names."""
+    rest = iter(overrides)
+    for option in rest:
+        name, equals, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not name:
+            raise ConfigError(f"unrecognized argument '{option}', expected --key value")
+        parts = name.split(".")
+        kept = {1} if parts[0] == "clients" else set()
+        key = ".".join(part if i in kept else part.replace("-", "_") for i, part in enumerate(parts))
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{key}: expected a value after --{name}")
+        yield key, value
+
+
+def _set(keys: dict[str, Any], key: str, value: str, path: str | Path) -> None:
+    """Set a key such as `train.lr` in what was read from the file to an option's value, read for what the key holds."""
+    *parents, last = key.split(".")
+    kind: Any = Config
+    for parent in parents:
+        kind, inner = yaml_text.kind_of(kind, parent), keys.get(parent)
+        keys[parent] = dict(inner) if isinstance(inner, dict) else {}
+        keys = keys[parent]
+    try:
+        kind = yaml_text.kind_of(kind, last)
+        keys[last] = _over(keys.get(last), yaml_text.load_value(value, kind), kind)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path}: {key}: {_one_line(str(error))}") from None
+
+
+def _over(old: Any, new: Any, kind: Any) -> Any:
+    """Return a new value. Keys of a section that it leaves out stay, and of sections in a list of the same length."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        merged = {key: _over(old.get(key), value, yaml_text.kind_of(kind, key)) for key, value in new.items()}
+        return {**old, **merged} if yaml_text.is_section(kind) else merged
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [_over(*pair, yaml_text.item_of(kind)) for pair in zip(old, new, strict=True)]
+    return new
+
+
 def config_parser() -> ArgumentParser:
     """Return the parser of every key of `Config`; its help lists them."""
     parser = ArgumentParser(exit_on_error=False, prog="fgrpo train CONFIG")
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(Config, nested_key=None)
     return parser
 
@@ -68,7 +119,17 @@ def check(config: Config) -> None:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
+    for key, tasks in _tasks(config):
+        for name in ("prompt_column", "split"):  # YAML's null passes for text
+            if any(getattr(task, name) is None for task in tasks):
+                raise ConfigError(f"{key}: {name} is null, expected a name")
     _check_robust(config, clients_per_round(config))
+
+
+def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
+    yield from ((f"clients.{name}.tasks", client.tasks) for name, client in config.clients.items())
+    if config.partition is not None:
+        yield "partition.task", [config.partition.task]
 
 
 def _check_robust(config: Config, clients: int | None) -> None:
@@ -143,17 +204,8 @@ _RANGES = [
 ]
 
 
-def _underscored(argument: str) -> str:
-    """`--output-dir=x` is `--output_dir=x`; values and clients' names stay as they are."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.removeprefix("--").partition("=")
-    parts = name.split(".")
-    kept = {1} if parts[0] == "clients" else set()
-    return "--" + ".".join(p if i in kept else p.replace("-", "_") for i, p in enumerate(parts)) + equals + value
-
-
 _TIDIED = [
+    (r' in "<unicode string>"', ""),
     (r'Parser key "([\w.]+)":', r"\1:"),
     (r"Problem with given class_path '[\w.]+': ", ""),
     (r"Does not validate against any of .*? Errors: - (.*?) - Expected a .*NoneType.*", r"\1"),

@@ -171,3 +171,33 @@ def test_a_full_folder_is_not_overwritten(finished, config, capsys):
 def test_inspect_refuses_what_is_no_payload(config, capsys):
     assert main(["inspect", config]) == 1
     assert "not a" in capsys.readouterr().err
+
+
+def test_a_run_on_rows_weighs_by_them_and_notices_a_changed_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{i} + 1 =", "answer": i + 1, "of": "on" if i % 4 else "no"} for i in range(48)]
+    rows += [{"prompt": f"{i} + 2 =", "answer": i + 2, "of": "tiny"} for i in range(4)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text(
+        "def near(completion, answer):\n    return -abs(float(completion) - int(answer))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rows.yaml").write_text(
+        "partition: {scheme: column, column: of, task: {dataset: rows.jsonl, reward: {exact_match: 1, own:near: .1}}}\n"
+        "rollout: {prompts_per_step: 4, group_size: 4, max_new_tokens: 4}\n"
+        "train: {local_steps: 1}\nevaluation: {prompts: 4}\nrounds: 1\naggregation: {rule: fedavg}\n"
+    )
+    assert main(["train", "rows.yaml", "--output-dir", "run"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "training rows: no: 8 no 8 on: 32 on 32 tiny: 0 client tiny: task rows.jsonl[tiny] has nothing" in output
+    assert output.count("client tiny: task") == 2, "said once at the start, and in the tables"
+    assert "near' failed (own.py:2): ValueError: could not convert string to float" in output
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (summary,) = (record for record in records if record["type"] == "round")
+    assert summary["weights"] == {"no": 0.2, "on": 0.8}
+    assert summary["quarantined"] == {}
+    assert {record["client"] for record in records if record["type"] == "evaluation"} == {"no", "on"}
+    data.write_text(data.read_text().replace("47", "7"))
+    assert main(["resume", "run", "--rounds", "2"]) == 1
+    assert "dataset 'rows.jsonl' has changed since the run began" in capsys.readouterr().err

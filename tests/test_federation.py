@@ -1,6 +1,7 @@
 """Whole rounds in this process."""
 
 import gc
+import json
 import re
 import sys
 import tracemalloc
@@ -26,7 +27,7 @@ from fgrpo.engines.in_process import InProcess
 from fgrpo.engines.workplace import Workplace
 from fgrpo.errors import RunError
 from fgrpo.federation import play, play_round
-from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
+from fgrpo.records import Evaluation, Report, RoundSummary, ServerState, to_json
 from fgrpo.residuals import Residuals
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.report import write_report
@@ -165,7 +166,7 @@ def exits(completion, answer):
     ("reward", "reason"),
     [
         pytest.param(stops, r"Stop: at once; its traceback is in the run's log", id="no-exception"),
-        pytest.param(exits, r"the reward function failed on .*SystemExit\(0\)", id="exit"),
+        pytest.param(exits, r"none of 32 completions got a reward: reward .*:exits' failed .*SystemExit: 0", id="exit"),
     ],
 )
 def test_whatever_ends_a_clients_part_ends_nobody_elses(policy, small_config, tmp_path, reward, reason):
@@ -240,6 +241,9 @@ def test_a_thousand_clients_of_whom_sixteen_take_part(tmp_path):
     assert residuals == heard
     per_client, states = 4 * size * len(heard), 2 * 4 * size
     payloads = 2 * 16 * (4 * size / 7 + 1000)
+    described = members.describe()
+    assert [client.client for client in described] == list(owners)
+    lines = 2 * sum(len(json.dumps(to_json(client))) + 1 for client in described)  # once more in metrics.jsonl
     assert sum(file.stat().st_size for file in files) < per_client + states + payloads + 1000 * (len(heard) + 200)
 
     resumed = play(RunFolder.open(folder.path).load(), members, replace(config, rounds=5), folder, watcher)

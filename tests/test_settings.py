@@ -45,6 +45,8 @@ def test_yaml_round_trip(path, tmp_path):
         pytest.param(["--lora.rnk", "1"], ["rnk", "did you mean 'rank'"], id="unknown-key-of-an-option"),
         pytest.param(["--train.lr", "fast"], ["train.lr", "float", "fast"], id="wrong-type"),
         pytest.param(["--codec.codec", "int3"], ["codec.codec", "int4", "int3"], id="wrong-choice"),
+        pytest.param(["--rounds"], ["rounds", "expected a value"], id="no-value"),
+        pytest.param(["rounds=1"], ["rounds=1", "expected --key value"], id="no-dashes"),
         pytest.param(["--rounds", "0"], ["rounds", "got 0", "at least 1"], id="out-of-range"),
         pytest.param(["--codec.block", "48"], ["codec.block", "power of two"], id="block"),
         pytest.param(["--rollout.group_size", "1"], ["rollout.group_size", "at least 2"], id="group-of-one"),
@@ -85,3 +87,55 @@ def test_every_key_has_help():
     help_text = config_parser().format_help()
     assert "--train.lr" in help_text
     assert "learning rate of AdamW" in help_text
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "01", "1.5", "1e3", "0x10", "1:30", "on", "no", "null", "~", "2024-01-01", "a b"]
+)
+def test_names_stay_as_written(tmp_path, name):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"clients: {{{name}: {{tasks: [{{dataset: {name}x, split: '{name}'}}]}}}}")
+    config = read_config(file)
+    assert list(config.clients) == [name]
+    (task,) = config.clients[name].tasks
+    assert (task.dataset, task.split) == (f"{name}x", name)
+    file.write_text(to_yaml(config))
+    assert read_config(file) == config
+
+
+@pytest.mark.parametrize("value", ["1", "001", "1e3", "on", "no", "{a: 1}", "a: b", "- x", "'q'", ""])
+def test_text_given_as_an_option_stays_as_written(path, value):
+    config = read_config(path, ["--rollout.system_prompt", value, f"--partition.task.dataset={value}"])
+    assert (config.rollout.system_prompt, config.partition.task.dataset) == (value, value)
+
+
+def test_options_say_null_and_yes_and_no(path):
+    config = read_config(
+        path, ["--codec.error_feedback=no", "--rollout.system_prompt=null", "--partition.task.answer_column", "null"]
+    )
+    assert (config.codec.error_feedback, config.rollout.system_prompt) == (False, None)
+    assert config.partition.task.answer_column is None
+
+
+def test_an_option_for_a_section_leaves_its_other_keys(path):
+    config = read_config(
+        path, ["--clients.sums", "{reward_scale: 3}", "--train={lr: 1}", "--clients.sums.tasks", "[{weight: 2}]"]
+    )
+    (task,) = config.clients["sums"].tasks
+    assert (config.clients["sums"].reward_scale, task.reasoning_gym, task.weight) == (3.0, "chain_sum", 2.0)
+    assert read_config(path, ["--clients", "{1: {tasks: [{reasoning_gym: gcd}]}}"]).clients.keys() == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("clients: {a: {tasks: []}, a: {tasks: []}}", "the key 'a' is there twice", id="key-twice"),
+        pytest.param("- 1", "expected keys and their values", id="a-list"),
+        pytest.param("partition: {task: {dataset: x, prompt_column: null}}", "prompt_column is null", id="null-column"),
+    ],
+)
+def test_what_yaml_lets_pass_is_refused(tmp_path, text, words):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_config(file)

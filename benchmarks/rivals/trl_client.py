@@ -20,7 +20,8 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from fgrpo.client.model import load_model
-from fgrpo.client.owners import Client, Question, make_clients
+from fgrpo.client.owner import Client, Question
+from fgrpo.client.owners import make_clients
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.seeds import derive_seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from fgrpo.client.loss_batches import LossBatch, loss_batches
 from fgrpo.client.masters import Masters
-from fgrpo.client.owners import Client, Question
+from fgrpo.client.owner import Client, Question
 from fgrpo.client.policy import Policy
+from fgrpo.client.tasks.scoring import Scores
 from fgrpo.config import Config
+from fgrpo.errors import TaskError
 from fgrpo.records import Report, Rollouts
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch
@@ -27,31 +30,51 @@ class _Tally:
     rewards: list[Tensor] = field(default_factory=list)
     degenerate: list[Tensor] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    failures: int = 0
+    failure: str = ""
+    cause: BaseException | None = None  # of this first failure
     metrics: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
-    def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages) -> None:
+    def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages, scores: Scores) -> None:
         self.rewards.append(rewards_B)
         self.degenerate.append(advantages.degenerate)
         self.tokens.append(rollouts.mask_BT.sum())
+        for name, values in scores.parts.items():
+            self.parts[name] += [value for value in values if not math.isnan(value)]
+        if not self.failure:
+            self.failure, self.cause = scores.failure, scores.cause
+        self.failures += scores.failures
 
     def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         for name, value in metrics.items():
             self.metrics[name].append(value)
 
-    def report(self, client: str, round_number: int, stopwatch: Stopwatch) -> Report:
+    def report(self, client: Client, round_number: int, stopwatch: Stopwatch) -> Report:
         rewards = torch.cat(self.rewards)
+        known = rewards[~rewards.isnan()]
+        if len(known) == 0:
+            failure = f": {self.failure}" if self.failure else ""
+            raise TaskError(f"none of {len(rewards)} completions got a reward{failure}") from self.cause
         tokens = int(torch.stack(self.tokens).sum())
+        metrics = {name: torch.stack(values).double().mean().item() for name, values in self.metrics.items()}
+        if len(self.parts) > 1:
+            metrics |= {f"reward/{name}": sum(values) / len(values) for name, values in self.parts.items() if values}
         return Report(
-            client=client,
+            client=client.name,
             round=round_number,
-            sequences=len(rewards),
+            sequences=len(known),
             tokens=tokens,
-            reward_mean=rewards.mean().item(),
-            reward_std=rewards.std().item(),
-            completion_length=tokens / len(rewards),
+            reward_mean=known.mean().item(),
+            reward_std=known.std().item() if len(known) > 1 else 0.0,
+            completion_length=tokens / len(known),
             degenerate=torch.cat(self.degenerate).float().mean().item(),
-            metrics={name: torch.stack(values).double().mean().item() for name, values in self.metrics.items()},
+            metrics=metrics,
             seconds=dict(stopwatch.seconds),
+            rows=client.rows,
+            unrewarded=len(rewards) - len(known),
+            reward_failures=self.failures,
+            reward_failure=self.failure,
         )
 
 
@@ -73,13 +96,16 @@ def train_locally(
             seed = derive_seed(config.seed, client.name, "rollout", batch)
             rollouts = policy.sample(prompts, config.rollout, seed)
         with stopwatch("reward"):
-            rewards_B = _rewards(client, questions, rollouts, config.rollout.group_size)
+            scores = _scores(client, questions, rollouts, config.rollout.group_size)
+            rewards_B = client.reward_scale * torch.tensor(scores.values, dtype=torch.float32)
+            # A completion without a reward is no part of the batch: neither of its group nor of any token's weight.
+            rollouts = rollouts.without(rewards_B.isnan().to(policy.device))
         # Dropout, where a model has it, draws from torch's generator.
         with stopwatch("train"), seeded(policy.device, derive_seed(config.seed, client.name, "train", batch)):
             advantages = group_advantages(
                 rewards_B, config.rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
             )
-            tally.add_rollouts(rollouts, rewards_B, advantages)
+            tally.add_rollouts(rollouts, rewards_B, advantages, scores)
             parts = minibatches(policy, rollouts, advantages.advantages.to(policy.device), config)
             policy.model.train()
             for batches in parts * train.updates_per_rollout:
@@ -93,14 +119,12 @@ def train_locally(
                 masters.write_back()
                 tally.add_metrics(metrics)
     policy.model.eval()
-    return tally.report(client.name, round_number, stopwatch)
+    return tally.report(client, round_number, stopwatch)
 
 
-def _rewards(client: Client, questions: list[Question], rollouts: Rollouts, group_size: int) -> Tensor:
-    return torch.tensor(
-        [client.reward(questions[i // group_size], text) for i, text in enumerate(rollouts.completions)],
-        dtype=torch.float32,
-    )
+def _scores(client: Client, questions: list[Question], rollouts: Rollouts, group_size: int) -> Scores:
+    answered = [question for question in questions for _ in range(group_size)]
+    return client.scores(answered, rollouts.answers())
 
 
 def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> list[list[LossBatch]]:

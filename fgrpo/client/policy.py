@@ -16,7 +16,7 @@ from fgrpo.client.model import is_adapted, load_model
 from fgrpo.client.rollouts import sample
 from fgrpo.client.samplers import Sampler, make_sampler
 from fgrpo.config import Config, RolloutConfig
-from fgrpo.records import Rollouts
+from fgrpo.records import Chat, Rollouts
 from fgrpo_kernels import GRPOLoss, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
 from fgrpo_kernels.models.shared_attention import enable_shared_attention
 from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs
@@ -60,7 +60,7 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def sample(self, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
+    def sample(self, prompts: Sequence[str | Chat], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
         """Return completions of prompts, see `fgrpo.client.rollouts.sample`."""
         model = self.model.eval()
         return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, sampler=self.sampler)

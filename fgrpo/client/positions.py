@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fgrpo.errors import TaskError
+from fgrpo.records import Chat
 
 
-def check_positions(model: nn.Module, prompts: Sequence[str], mask_PL: Tensor, new_tokens: int) -> None:
+def check_positions(model: nn.Module, prompts: Sequence[str | Chat], mask_PL: Tensor, new_tokens: int) -> None:
     """Raise TaskError for a prompt that passes the model's positions.
 
     Rotary positions go on past what a model was trained on, so such a model would train on noise and say nothing.
@@ -24,8 +25,9 @@ def check_positions(model: nn.Module, prompts: Sequence[str], mask_PL: Tensor, n
         return
     for prompt, length in zip(prompts, mask_PL.sum(dim=1).tolist(), strict=True):
         if length + new_tokens > limit:
+            text = prompt if isinstance(prompt, str) else prompt.messages[-1]["content"]
             raise TaskError(
-                f"prompt {prompt[:60]!r} has {length} tokens; with {new_tokens} new ones they pass the model's "
+                f"prompt {text[:60]!r} has {length} tokens; with {new_tokens} new ones they pass the model's "
                 f"{limit} positions: shorten the prompts, or lower rollout.max_new_tokens"
             )
 

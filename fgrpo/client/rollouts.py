@@ -6,35 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from fgrpo.client.positions import check_positions
+from fgrpo.client.prompts import render
 from fgrpo.client.samplers.base import Prompts, Request, Sampler
 from fgrpo.client.samplers.transformers import TransformersSampler
 from fgrpo.config import RolloutConfig
 from fgrpo.errors import TaskError, TrainingError
-from fgrpo.records import Rollouts
-
-
-def render(tokenizer: Any, prompt: str, system_prompt: str | None) -> str:
-    """Return the text that the model continues: the chat template's rendering, or the bare prompt without one."""
-    if tokenizer.chat_template is None:
-        return prompt if system_prompt is None else f"{system_prompt}\n\n{prompt}"
-    messages = [{"role": "user", "content": prompt}]
-    if system_prompt is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    with_system = [{"role": "system", "content": system_prompt}, *messages]
-    try:
-        return tokenizer.apply_chat_template(with_system, tokenize=False, add_generation_prompt=True)
-    except TemplateError:  # the template has no place for a system prompt
-        return render(tokenizer, f"{system_prompt}\n\n{prompt}", None)
+from fgrpo.records import Chat, Rollouts
 
 
 def sample(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     config: RolloutConfig,
     seed: int,
     *,
@@ -45,12 +31,12 @@ def sample(
 
     Args:
         model: in evaluation mode.
-        prompts: texts before the chat template.
+        prompts: texts or chats, before the chat template.
         seed: decides the samples; the global random state is left as it was.
         sampler: made for this model, see `fgrpo.client.samplers`; by default one that uses the model itself.
 
     Raises:
-        TaskError: a prompt without any token, or one that passes the model's positions.
+        TaskError: a prompt without any token, one that passes the model's positions, or a chat that cannot be rendered.
         TrainingError: the model's logits are not numbers.
     """
     sampler = TransformersSampler(model) if sampler is None else sampler

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgrpo.client.local_training import train_locally
 from fgrpo.client.masters import Masters
-from fgrpo.client.owners import Client
+from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.errors import TrainingError

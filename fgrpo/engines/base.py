@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fgrpo.records import Evaluation, Failure, Record, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Record, Reply, ServerState
 from fgrpo.residuals import StoredTensor
 from fgrpo.wire.parameters import Manifest
 
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
     @property
     def clients(self) -> Sequence[str]:
-        """The clients' names."""
+        """The names of those clients that take part."""
         ...
 
     @property
@@ -44,8 +44,12 @@ class Engine(Protocol):
         """The parameters that are trained."""
         ...
 
+    def describe(self) -> Sequence[ClientData]:
+        """Return what each client has to learn from, also those that have nothing and take no part."""
+        ...
+
     def initial_parameters(self) -> Tensor:
-        """Return the trained parameters as the model was loaded, float32 [P]; to be asked before anything else."""
+        """Return the trained parameters as the model was loaded, float32 [P]; to be asked before any round."""
         ...
 
     def train(
@@ -59,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, state: ServerState) -> Iterable[Evaluation | Failure]:
-        """Evaluate the global model on the held-out prompts of every client that has some, in the clients' order."""
+        """Evaluate the global model on the held-out prompts of every client that has some and takes part, in order."""
         ...
 
     def save(self, state: ServerState, folder: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgrpo.engines.base import Kept, Observer, Trained, gathered
 from fgrpo.engines.workplace import Workplace
-from fgrpo.records import Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
 from fgrpo.wire.parameters import Manifest, flatten
 
 
@@ -18,8 +18,11 @@ class InProcess:
 
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
-        self.clients = list(workplace.owners)
+        self.clients = workplace.owners.taking_part
         self.manifest = Manifest.of(workplace.policy.model)
+
+    def describe(self) -> list[ClientData]:
+        return self._workplace.owners.describe()
 
     def initial_parameters(self) -> Tensor:
         return flatten(self._workplace.policy.model)

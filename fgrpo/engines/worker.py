@@ -56,7 +56,12 @@ class Save:
     folder: Path
 
 
-Job = Train | Evaluate | Load | Save
+@dataclass(frozen=True)
+class Describe:
+    """Say what each client has to learn from."""
+
+
+Job = Train | Evaluate | Load | Save | Describe
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Opened:
     """A worker's first message: the model is loaded.
 
     Attributes:
-        clients, evaluated: names of all clients, and of those that hold prompts out.
+        clients, evaluated: names of the clients that take part, and of those among them that hold prompts out.
         manifest: the trained parameters.
         frozen: bytes of the others that workers can share.
     """
@@ -110,7 +115,7 @@ def serve(connection: Connection, config: Config, threads: int) -> None:
         workplace = _open(config, threads)
         model = workplace.policy.model
         owners, frozen = workplace.owners, frozen_bytes(model)
-        opened = Opened(tuple(owners), tuple(owners.evaluated), Manifest.of(model), frozen)
+        opened = Opened(tuple(owners.taking_part), tuple(owners.evaluated), Manifest.of(model), frozen)
         connection.send(opened)
         params_P = SharedMemory.receive(connection, 4 * opened.manifest.size).bytes.view(torch.float32)
         if frozen:
@@ -144,6 +149,8 @@ def _play(job: Job, workplace: Workplace, params_P: Tensor, connection: Connecti
             params_P.copy_(flatten(workplace.policy.model))
         case Save():
             workplace.save(params_P, job.folder)
+        case Describe():
+            return workplace.owners.describe()
 
 
 def _end_with_parent() -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer, gathered
 from fgrpo.engines.crew import Crew, Died
-from fgrpo.engines.worker import Evaluate, Job, Load, Save, Train
+from fgrpo.engines.worker import Describe, Evaluate, Job, Load, Save, Train
 from fgrpo.errors import RunError
-from fgrpo.records import Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
 
 
 class Workers:
@@ -40,6 +40,10 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._crew.close()
+
+    def describe(self) -> list[ClientData]:
+        data: list[ClientData] = self._have_done(Describe())
+        return data
 
     def initial_parameters(self) -> Tensor:
         self._have_done(Load())
@@ -78,7 +82,8 @@ class Workers:
             for job, result in zip(jobs, results, strict=True)
         ]
 
-    def _have_done(self, job: Job) -> None:
+    def _have_done(self, job: Job) -> Any:
         (result,) = self._crew.do([job])
         if isinstance(result, Died):
             raise RunError(f"engine: a worker process {result.how}")
+        return result

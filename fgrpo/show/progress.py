@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fgrpo.engines.base import Observer
-from fgrpo.records import Evaluation, Record, Report, RoundSummary
+from fgrpo.records import ClientData, Evaluation, Record, Report, RoundSummary
+from fgrpo.show.summary import histogram, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -73,6 +74,7 @@ class Progress:
         self._at_work: dict[str, str] = {}  # clients and their stages
         self._through: set[str] = set()  # clients whose turn in this round is over
         self._rewards: dict[str, list[float]] = {}  # by client, the last ones heard at the end
+        self._failed: set[str] = set()  # clients whose failing rewards have been shown
         self._finished: list[Record] = []  # records of the round that ended last, until it is shown
         self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
 
@@ -119,6 +121,8 @@ class Progress:
             return
         records, self._finished = self._finished, []
         reports = {record.client: record for record in records if isinstance(record, Report)}
+        self._print_data([record for record in records if isinstance(record, ClientData)])
+        self._print_failures(list(reports.values()))
         accuracies = [record.accuracy for record in records if isinstance(record, Evaluation)]
         for summary in (record for record in records if isinstance(record, RoundSummary)):
             for client, reason in summary.quarantined.items():
@@ -134,6 +138,27 @@ class Progress:
             self._print_round(head, accuracies, [*results, *([f"and {more} more"] if more else [])])
         if not reports and accuracies:
             self._print_round(["before training"], accuracies, [])
+
+    def _print_data(self, data: list[ClientData]) -> None:
+        if any(client.rows for client in data):
+            self._print(Text("training rows:"))
+            rows = [f"  {client.client}: {row_count(client)}  {histogram(client.labels)}".rstrip() for client in data]
+            self._print_some(rows, style="")
+        self._print_some([note for client in data for note in client.notes], style="yellow")
+
+    def _print_some(self, lines: Sequence[str], style: str) -> None:
+        """Print lines on single clients; of very many the first ones."""
+        more = [f"  and {len(lines) - _ROWS} more"] if len(lines) > _ROWS else []
+        for line in [*lines[:_ROWS], *more]:
+            self._print(Text(self._plain(line), style=style))
+
+    def _print_failures(self, reports: list[Report]) -> None:
+        """Show the first failure of a client's rewards, once; the report has all counts."""
+        for report in reports:
+            if report.reward_failure and report.client not in self._failed:
+                self._failed.add(report.client)
+                line = f"round {report.round}: {report.client}: {report.reward_failures} rewards failed; the first: "
+                self._print(Text(self._plain(line + report.reward_failure), style="yellow"))
 
     def _print_round(self, head: list[str], accuracies: list[float], results: list[str]) -> None:
         if accuracies:

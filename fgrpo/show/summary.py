@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo.records import Evaluation, Record, Report, RoundSummary
+from fgrpo.records import ClientData, Evaluation, Record, Report, RoundSummary
 from fgrpo.show.text import byte_size, number, percent, points, printable, ratio, seconds
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import Encoded
 
 _MOST_SHOWN = 24  # clients in a table or a picture
+_LABELS_SHOWN = 8
 _STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading per line
 
 
@@ -31,19 +32,25 @@ class RunSummary:
         rounds: the whole rounds, in order.
         reports: per client and round; none for a round in which the client was quarantined.
         evaluations: per client and round; round 0 is before training.
+        data: what each client has to learn from; nothing for a run from before this was recorded.
     """
 
     clients: tuple[str, ...]
     rounds: tuple[RoundSummary, ...]
     reports: Mapping[str, Mapping[int, Report]]
     evaluations: Mapping[str, Mapping[int, Evaluation]]
+    data: tuple[ClientData, ...] = ()
 
     @staticmethod
     def of(records: Iterable[Record]) -> RunSummary:
         rounds: list[RoundSummary] = []
         reports: dict[str, dict[int, Report]] = {}
         evaluations: dict[str, dict[int, Evaluation]] = {}
+        data = []
         for record in records:
+            if isinstance(record, ClientData):
+                data.append(record)
+                continue
             for client in record.quarantined if isinstance(record, RoundSummary) else (record.client,):
                 reports.setdefault(client, {})
                 evaluations.setdefault(client, {})
@@ -53,7 +60,7 @@ class RunSummary:
                 reports[record.client][record.round] = record
             else:
                 evaluations[record.client][record.round] = record
-        return RunSummary(tuple(reports), tuple(rounds), reports, evaluations)
+        return RunSummary(tuple(reports), tuple(rounds), reports, evaluations, tuple(data))
 
     def accuracy(self, client: str) -> tuple[float | None, float | None]:
         """Return the accuracy before training and at the last evaluation since, each None where there is none."""
@@ -124,7 +131,8 @@ class TextTable:
 
 def tables(summary: RunSummary) -> list[TextTable]:
     """Return the tables that a run ends with."""
-    return [client_table(summary), uplink_table(summary), stage_table(summary)]
+    data = [data_table(summary)] if summary.data else []
+    return [client_table(summary), *data, uplink_table(summary), stage_table(summary)]
 
 
 def client_table(summary: RunSummary) -> TextTable:
@@ -186,6 +194,52 @@ def _robust_note(summary: RunSummary) -> str:
     if "clipped_mean" in used:
         notes.append("; clipped_mean: the weights are of deltas clipped to aggregation.max_norm")
     return "".join(notes)
+
+
+def data_table(summary: RunSummary) -> TextTable:
+    """Return what each client has to learn from, and what its rewards made of it."""
+    heard = set(summary.shown())
+    # All of a few clients; of many those that the other tables show.
+    shown = [c for c in summary.data if c.client in heard] if len(summary.data) > _MOST_SHOWN else summary.data
+    rows = []
+    for client in shown:
+        reports = summary.reports.get(client.client, {}).values()
+        left, failed = sum(r.unrewarded for r in reports), sum(r.reward_failures for r in reports)
+        counts = (sum(r.sequences for r in reports), sum(r.tokens for r in reports), left, failed)
+        labels = histogram(client.labels)
+        rows.append((client.client, row_count(client), str(client.held_out), *(f"{n:,}" for n in counts), labels))
+    if len(shown) < len(summary.data):
+        rows.append((f"and {len(summary.data) - len(shown)} more", *[""] * 7))
+    notes = [note for client in summary.data for note in client.notes]
+    notes = [*notes[:_MOST_SHOWN], *([f"and {len(notes) - _MOST_SHOWN} more"] if len(notes) > _MOST_SHOWN else [])]
+    has_labels = any(client.labels for client in summary.data)
+    columns = (
+        "client",
+        "training rows",
+        "held out",
+        "sequences",
+        "tokens",
+        "without reward",
+        "rewards failed",
+        "labels",
+    )
+    return TextTable(
+        "Data: what clients have, and what they trained on in all rounds",
+        columns if has_labels else columns[:-1],
+        tuple(row if has_labels else row[:-1] for row in rows),
+        note="; ".join(notes),
+    )
+
+
+def row_count(client: ClientData) -> str:
+    return "endless" if client.rows is None else f"{client.rows:,}"
+
+
+def histogram(labels: Mapping[str, int]) -> str:
+    """Return the commonest labels with their counts, and how many others there are."""
+    common = Counter(labels).most_common(_LABELS_SHOWN)
+    rest = len(labels) - len(common)
+    return ", ".join([*(f"{label} {count:,}" for label, count in common), *([f"{rest} others"] if rest else [])])
 
 
 def uplink_table(summary: RunSummary) -> TextTable:

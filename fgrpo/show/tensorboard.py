@@ -47,7 +47,7 @@ class TensorBoardWriter:
         elif isinstance(record, Evaluation):
             self._scalar(f"accuracy/{record.client}", record.accuracy, record.round)
             self._scalar(f"score/{record.client}", record.score, record.round)
-        else:
+        elif isinstance(record, RoundSummary):
             self._round(record)
         self._writer.flush()
 

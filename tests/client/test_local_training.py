@@ -14,8 +14,8 @@ from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.rollouts import sample
 from fgrpo.client.round import client_round
-from fgrpo.config import LoraConfig
-from fgrpo.errors import TrainingError
+from fgrpo.config import ClientConfig, LoraConfig, RewardsConfig
+from fgrpo.errors import TaskError, TrainingError
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import Manifest, flatten, load_flat
 from fgrpo.wire.payload import unpack
@@ -50,6 +50,47 @@ def test_report(policy, small_config):
     assert report.tokens == pytest.approx(report.completion_length * report.sequences)
     assert {"loss", "grad_norm", "entropy"} <= report.metrics.keys()
     assert {"rollout", "reward", "train"} == report.seconds.keys()
+
+
+def fails_without_a_5(completion, answer):
+    return float(completion.index("5"))
+
+
+def test_completions_whose_reward_fails_leave_the_batch_and_are_counted(policy, small_config):
+    task = replace(small_config.clients["sums"].tasks[0], reward=f"{__name__}:fails_without_a_5")
+    config = replace(small_config, clients={"sums": ClientConfig([task])}, train=replace(small_config.train, beta=0.1))
+    report = train(policy, config)
+    assert report.sequences + report.unrewarded == 2 * 4 * 4
+    assert report.unrewarded == report.reward_failures > 0
+    assert "fails_without_a_5' failed (" in report.reward_failure
+    assert "ValueError: substring not found" in report.reward_failure
+    assert report.completion_length == pytest.approx(report.tokens / report.sequences)
+    zero = train(Policy.load(config), replace(config, rewards=RewardsConfig("zero")))
+    assert (zero.sequences, zero.unrewarded) == (2 * 4 * 4, 0)
+    assert zero.reward_failures > 0
+    with pytest.raises(TaskError, match="substring not found"):
+        train(policy, replace(config, rewards=RewardsConfig("raise")))
+
+
+def never(completion, answer):
+    return None
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_round_without_any_reward_is_an_error_and_moves_nothing(policy, small_config, beta):
+    task = replace(small_config.clients["sums"].tasks[0], reward=f"{__name__}:never")
+    options = {"clients": {"sums": ClientConfig([task])}, "train": replace(small_config.train, beta=beta)}
+    before_P = flatten(policy.model)
+    with pytest.raises(TaskError, match="none of 32 completions got a reward"):
+        train(policy, replace(small_config, **options))
+    assert torch.equal(flatten(policy.model), before_P)
+
+
+def test_several_rewards_are_reported_apart(policy, small_config):
+    task = replace(small_config.clients["sums"].tasks[0], reward={"number_match": 1.0, f"{__name__}:never": 0.5})
+    report = train(policy, replace(small_config, clients={"sums": ClientConfig([task], reward_scale=2.0)}))
+    assert report.metrics["reward/number_match"] == pytest.approx(report.reward_mean / 2)
+    assert f"reward/{__name__}:never" not in report.metrics
 
 
 def test_later_passes_leave_the_trust_region_and_are_clipped(policy, small_config):

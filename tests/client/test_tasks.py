@@ -1,21 +1,25 @@
 """Tasks, rewards, curricula, and clients made of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.tasks import Curriculum, make_task
 from fgrpo.client.tasks.rewards import exact_match, math_verify, number_match
+from fgrpo.client.tasks.scoring import score
 from fgrpo.config import ClientConfig, Config, EvaluationConfig, ParticipationConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError, TaskError
-from fgrpo.records import Example
+from fgrpo.records import Completion
 
 SUMS = TaskConfig(reasoning_gym="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
 
 
-def always_nan(completion, answer):
-    return float("nan")
+def points(task, example, completion):
+    """The score of one completion."""
+    (value,) = score(task.rewards, [example], [Completion(completion)], "skip").values
+    return value
 
 
 @pytest.fixture
@@ -39,14 +43,14 @@ def test_reasoning_gym_examples_depend_only_on_seed_and_index():
 def test_reasoning_gym_verifier_scores():
     task = make_task(SUMS, 1)
     example = task.example(0)
-    assert task.score(example, f" {example.answer}\n") == 1.0
-    assert task.score(example, "no idea") < 1.0
+    assert points(task, example, f" {example.answer}\n") == 1.0
+    assert points(task, example, "no idea") < 1.0
 
 
 def test_a_named_reward_replaces_the_verifier():
     task = make_task(TaskConfig(reasoning_gym="chain_sum", reward="number_match"), 1)
     example = task.example(0)
-    assert task.score(example, f"I think it is {example.answer}") == 1.0
+    assert points(task, example, f"I think it is {example.answer}") == 1.0
 
 
 def test_dataset_rows_come_round_again(rows):
@@ -54,7 +58,7 @@ def test_dataset_rows_come_round_again(rows):
     first = [task.example(i).prompt for i in range(80)]
     assert len(set(first)) == 80
     assert first == [task.example(80 + i).prompt for i in range(80)]
-    assert task.score(task.example(5), f"it is {task.example(5).answer}") == 1.0
+    assert points(task, task.example(5), f"it is {task.example(5).answer}") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -88,30 +92,14 @@ def test_a_task_that_is_all_held_out_says_so(rows):
         curriculum.training_example(0)
 
 
-def test_a_reward_that_is_not_a_number_is_refused():
-    task = make_task(TaskConfig(reasoning_gym="chain_sum", reward=f"{__name__}:always_nan"), 1)
-    with pytest.raises(TaskError, match=r"chain_sum.*returned nan"):
-        Curriculum(task, 1).score(Example("", "", {}), "5")
-
-
-def raising(completion, answer):
-    raise KeyError("oops")
-
-
-def test_a_reward_that_raises_is_named():
-    task = make_task(TaskConfig(reasoning_gym="chain_sum", reward=f"{__name__}:raising"), 1)
-    with pytest.raises(TaskError, match=r"chain_sum: the reward function failed on '5'.*oops"):
-        Curriculum(task, 1).score(Example("", "", {}), "5")
-
-
 @pytest.mark.parametrize(
     "name", ["prime_factorization", "gsm_symbolic", "word_ladder", "list_functions", "pool_matrix"]
 )
 def test_awkward_tasks_of_reasoning_gym(name):
     task = make_task(TaskConfig(reasoning_gym=name), 2**47)
     example = task.example(10**9)
-    assert task.score(example, "abc") < 1.0
-    assert task.score(example, example.answer) == 1.0
+    assert points(task, example, "abc") < 1.0
+    assert points(task, example, example.answer) == 1.0
 
 
 def test_nobody_trains_on_what_another_holds_out():
@@ -169,8 +157,8 @@ def test_a_mixture_draws_by_weight():
     names = [question.curriculum.task.name for question in client.draw(0, 400)]
     assert 0.65 < names.count("gcd") / 400 < 0.85
     assert client.draw(100, 5) == client.draw(0, 400)[100:105]
-    question = client.draw(0, 1)[0]
-    assert client.reward(question, question.example.answer) == 10.0
+    questions = client.draw(0, 40)
+    assert client.scores(questions, [Completion(q.example.answer) for q in questions]).values == [1.0] * 40
     assert len(client.held_out()) == 8
 
 
@@ -186,6 +174,7 @@ def test_one_dataset_is_split_into_clients(rows, scheme, column, clients):
     everything = [*prompts, *held_out]
     assert sum(map(len, everything)) == len(set().union(*everything)), "nobody shares a prompt"
     if scheme == "column":
+        assert [member.name for member in members] == ["a", "b"]
         topics = [{q.example.entry["topic"] for q in m.draw(0, 20)} for m in members]
         assert [len(topic) for topic in topics] == [1, 1]
 
@@ -212,6 +201,37 @@ def test_a_task_that_nobody_holds_out_is_tried_all_the_same():
         Owners(config)
 
 
+def test_clients_bear_the_names_of_their_labels(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    labels = ["high school", "high_school", True, 1, "on", "null", "é/è", 1.50, "x" * 80]
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"q{i}", "answer": "a", "of": label}) + "\n" for i, label in enumerate(labels * 3)
+        )
+    )
+    partition = PartitionConfig(TaskConfig(dataset=str(file)), scheme="column", column="of")
+    members = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=1)))
+    expected = {"high_school", "high_school-2", "true", "1", "on", "null", "é_è", "1.5", "x" * 64}
+    assert {member.name for member in members} == expected
+
+
+@pytest.mark.parametrize("bad", [None, ["a"], {"a": 1}, " "], ids=repr)
+@pytest.mark.parametrize("scheme", ["column", "dirichlet"])
+def test_a_label_that_is_none_is_refused_with_its_row(tmp_path, bad, scheme):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "q", "answer": "a", "of": label}) + "\n" for label in ["a", bad]))
+    partition = PartitionConfig(TaskConfig(dataset=str(file)), scheme=scheme, column="of")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl', row 2, column 'of': it is"):
+        make_clients(Config(partition=partition))
+
+
+def test_iid_shares_of_a_sorted_file_are_alike(rows):
+    partition = PartitionConfig(from_file(rows), clients=4, scheme="iid")
+    members = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=1)))
+    thirds = [[int(m.curricula[0].task.example(i).answer.split()[1]) > 40 for i in range(20)] for m in members]
+    assert all(4 <= sum(high) <= 16 for high in thirds), "each client has rows of both halves of the file"
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -228,3 +248,69 @@ def test_a_task_that_nobody_holds_out_is_tried_all_the_same():
 def test_impossible_clients_are_refused(config):
     with pytest.raises(ConfigError):
         make_clients(config)
+
+
+def test_clients_tell_what_they_have(rows):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    members = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=6)))
+    a, b = (member.data() for member in members)
+    assert (a.client, a.rows, a.held_out, a.labels) == ("a", 60 - 6, 6, {"a": 54})
+    assert (b.client, b.rows, b.held_out, b.labels) == ("b", 20 - 6, 6, {"b": 14})
+    assert [member.rows for member in members] == [54, 14]
+    assert a.files.keys() == {rows}
+    (endless,) = make_clients(Config(clients={"x": ClientConfig([SUMS, from_file(rows)])}))
+    assert (endless.rows, endless.data().rows) == (None, None)
+
+
+def test_a_client_without_a_training_row_takes_no_part_and_says_so(rows):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    a, b = make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=20)))
+    assert a.can_train
+    assert a.data().notes == []
+    assert not b.can_train
+    assert b.data().rows == 0
+    assert "client b: task" in b.data().notes[0]
+    assert "20 by itself); the client takes no part" in b.data().notes[0]
+    with pytest.raises(ConfigError, match="no client has anything to train on: client a: task"):
+        make_clients(Config(partition=partition, evaluation=EvaluationConfig(prompts=80)))
+
+
+def test_clients_are_described_without_being_built(rows, monkeypatch):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    tasks = ClientConfig([from_file(rows), SUMS])
+    for config in (
+        Config(partition=partition, evaluation=EvaluationConfig(prompts=20)),
+        Config(partition=partition, evaluation=EvaluationConfig(prompts=6, clients=1)),
+        Config(clients={f"c{k}": tasks for k in range(4)}, evaluation=EvaluationConfig(prompts=12, clients=2)),
+    ):
+        owners = Owners(config)
+        assert owners.taking_part == [name for name, client in owners.items() if client.can_train]
+        assert owners.describe() == [client.data() for client in owners.values()]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(owners), "__getitem__", None)
+            assert len(owners.describe()) == len(owners)
+
+
+def test_who_has_nothing_to_train_on_is_neither_asked_nor_evaluated(rows):
+    partition = PartitionConfig(from_file(rows), scheme="column", column="topic")
+    config = Config(partition=partition, evaluation=EvaluationConfig(prompts=20))
+    owners = Owners(config)
+    assert list(owners) == ["a", "b"]
+    assert owners.taking_part == owners.evaluated == ["a"]
+    with pytest.raises(TaskError, match=r"client b: task .* has nothing to train on"):
+        owners["b"].draw(0, 1)
+    asked = ParticipationConfig(clients_per_round=2)
+    with pytest.raises(ConfigError, match="got 2 of 1 clients"):
+        Owners(replace(config, participation=asked))
+
+
+@pytest.mark.parametrize("kind", ["rows", "stream"])
+def test_a_task_without_a_training_row_leaves_the_mixture(rows, kind):
+    few_pairs = TaskConfig(
+        reasoning_gym="gcd", params={"min_value": 2, "max_value": 3, "min_numbers": 2, "max_numbers": 2}
+    )
+    empty = from_file(rows) if kind == "rows" else few_pairs
+    config = Config(clients={"x": ClientConfig([empty, SUMS])}, evaluation=EvaluationConfig(prompts=160))
+    (client,) = make_clients(config)
+    assert {question.curriculum.task.name for question in client.draw(0, 50)} == {"chain_sum"}
+    assert "this task takes no part" in client.data().notes[0]

@@ -96,6 +96,7 @@ def only(engine, clients):
 
 def test_both_find_the_same_in_the_configuration(workers, in_process):
     assert list(workers.clients) == list(in_process.clients) == [*HONEST, "dies", "exits"]
+    assert workers.describe() == in_process.describe()
     assert workers.manifest == in_process.manifest
     assert torch.equal(workers.initial_parameters(), in_process.initial_parameters())
 

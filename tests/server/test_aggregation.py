@@ -73,6 +73,24 @@ def test_no_claim_takes_a_client_past_the_cap(claim, sequences):
     assert sum(weights) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("n_k", "rows", "shares"),
+    [
+        ("rows", (10, 30), (1, 3)),
+        ("rows", (10, None), (1, 2)),
+        ("sequences", (10, 30), (1, 2)),
+        ("tokens", (10, 30), (1, 5)),
+    ],
+    ids=["rows", "one-without-end", "sequences", "tokens"],
+)
+@pytest.mark.parametrize("name", ["fedavg", "fgrpo", "reward"])
+def test_n_k_counts_what_it_is_called(name, n_k, rows, shares):
+    first, second = (replace(report(k, 0.5, s), rows=n) for k, s, n in zip("ab", (32, 64), rows, strict=True))
+    reports = [replace(first, tokens=100), replace(second, tokens=500)]
+    weights = make_rule(AggregationConfig(name, n_k=n_k, cap=1.0))(reports, {})
+    assert weights == pytest.approx([share / sum(shares) for share in shares])
+
+
 def test_gain_from_a_zero_baseline_is_bounded_and_signed():
     rule, zero = FGRPO(clip=0.5), ClientHistory(0.0, 0.0, 1)
     assert rule.gain(report("a", 0.1), zero) == 0.5

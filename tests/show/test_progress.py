@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fgrpo.records import Evaluation, Report, RoundSummary
+from fgrpo.records import ClientData, Evaluation, Report, RoundSummary
 from fgrpo.show import progress as progress_module
 from fgrpo.show.progress import Observers, Progress, sparkline
 
@@ -160,6 +160,17 @@ def test_of_many_clients_those_at_work_and_those_heard_last_are_shown():
     assert "client-700: train, 0 of 20 done" in lines[1]
     assert [line.split()[0] for line in lines[3:]] == ["client-700", *(f"client-{k}" for k in range(19, 4, -1))]
     assert console.file.getvalue().splitlines()[0].endswith("client-15 0.5 (5%)  and 4 more")
+
+
+def test_of_many_clients_data_the_first_are_shown(capsys):
+    data = [ClientData(f"c{k}", 10, 0, {}, {}, [f"client c{k}: a note"]) for k in range(1000)]
+    with Progress(ROUNDS, [client.client for client in data]) as progress:
+        for client in data:
+            progress.record(client)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["training rows:", "  c0: 10"]
+    assert [line for line in lines if "more" in line] == ["  and 984 more"] * 2
+    assert len(lines) == 1 + 2 * 17
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fgrpo.client.tasks.base import Curriculum, Task
-from fgrpo.client.tasks.dataset import DatasetTask, load_rows
+from fgrpo.client.tasks.dataset import DatasetTask
 from fgrpo.client.tasks.reasoning_gym import ReasoningGymTask
-from fgrpo.client.tasks.rewards import reward_by_name
+from fgrpo.client.tasks.rewards import make_rewards
+from fgrpo.client.tasks.scoring import WeightedReward
+from fgrpo.client.tasks.tables import Table, load_table
 from fgrpo.config import TaskConfig
 from fgrpo.errors import ConfigError
 
-__all__ = ["Curriculum", "Task", "make_task"]
+__all__ = ["Curriculum", "Task", "dataset_rewards", "make_task"]
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
-    """Build the task that `config` describes; `seed` decides its examples (reasoning-gym) or their order (dataset)."""
+def make_task(config: TaskConfig, seed: int, read: Callable[[TaskConfig], Table] = load_table) -> Task:
+    """Build the task that `config` describes.
+
+    Args:
+        seed: decides its examples (reasoning-gym) or their order (dataset).
+        read: how a dataset is read.
+    """
     if (config.reasoning_gym is None) == (config.dataset is None):
         raise ConfigError("a task names either reasoning_gym: <task name> or dataset: <hub id or file>, exactly one")
     if config.reasoning_gym is not None:
-        reward = reward_by_name(config.reward) if config.reward else None
-        return ReasoningGymTask(config.reasoning_gym, config.params, seed, reward)
+        return ReasoningGymTask(config.reasoning_gym, config.params, seed, config.reward)
     assert config.dataset is not None
     if config.params:
         raise ConfigError(f"dataset '{config.dataset}': params are for reasoning-gym tasks only, got {config.params}")
-    return DatasetTask(config.dataset, load_rows(config), config, seed, reward_by_name(config.reward or "exact_match"))
+    table = read(config)
+    return DatasetTask(config.dataset, table, seed, dataset_rewards(config, table))
+
+
+def dataset_rewards(config: TaskConfig, table: Table) -> tuple[WeightedReward, ...]:
+    """Return the rewards of a task on a dataset."""
+    spec = "exact_match" if config.reward is None else config.reward
+    return make_rewards(spec, table.columns, has_answers=config.answer_column is not None)

@@ -1,27 +1,41 @@
-"""What a task is: numbered prompts, a held-out set, and a verifier."""
+"""What a task is: numbered prompts, a held-out set, and rewards."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Protocol
 
-from fgrpo.errors import FgrpoError, TaskError
-from fgrpo.records import Example
+from fgrpo.client.stock import Stock
+from fgrpo.client.tasks.scoring import WeightedReward
+from fgrpo.errors import TaskError
+from fgrpo.records import Chat, Example
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a task's data.
+
+    Attributes:
+        label: its value in the column that the data were split by; None without one.
+    """
+
+    prompt: str | Chat
+    label: str | None = None
 
 
 class Task(Protocol):
     """Prompts with a verifiable reward. A new kind of task is a new file beside this one."""
 
     name: str
+    rewards: Sequence[WeightedReward]  # the first one judges whether an answer is right, with full marks of 1.0
+    rows: Sequence[Row] | None  # all there is; None for a task that makes its examples up without end
+    files: Mapping[str, str]  # a digest per dataset that the task reads
 
     def example(self, index: int) -> Example:
         """Return example `index`, the same one every time; any index >= 0 is valid."""
-        ...
-
-    def score(self, example: Example, completion: str) -> float:
-        """Return the verifier's score of a completion, full marks being 1.0."""
         ...
 
 
@@ -39,10 +53,10 @@ class Curriculum:
         self.task = task
         self.held_out: Sequence[Example] = self._first_different(held_out)
         self._own = {example.prompt for example in self.held_out}
-        self._excluded: Set[str] = frozenset()
+        self._excluded: Set[str | Chat] = frozenset()
 
     def _first_different(self, wanted: int) -> list[Example]:
-        found: dict[str, Example] = {}
+        found: dict[str | Chat, Example] = {}
         for index in islice(count(), wanted * 20):
             if len(found) == wanted:
                 break
@@ -50,34 +64,49 @@ class Curriculum:
             found.setdefault(example.prompt, example)
         return list(found.values())
 
-    def exclude(self, prompts: Set[str]) -> None:
+    def exclude(self, prompts: Set[str | Chat]) -> None:
         """Keep more prompts out of training, those that others hold out; the set is shared, not copied."""
         self._excluded = prompts
+
+    def training_rows(self) -> list[Row] | None:
+        """Return the rows that training can draw; None if they never end."""
+        rows = self.task.rows
+        return None if rows is None else [row for row in rows if not self._is_held_out(row.prompt)]
+
+    def _is_held_out(self, prompt: str | Chat) -> bool:
+        return prompt in self._own or prompt in self._excluded
+
+    def can_train(self) -> bool:
+        """Whether there is anything to train on."""
+        rows = self.training_rows()
+        if rows is not None:
+            return bool(rows)
+        try:
+            self.training_example(0)
+        except TaskError:
+            return False
+        except Exception:
+            pass
+        return True
+
+    def stock(self) -> Stock:
+        """Return what there is to train on."""
+        rows = self.training_rows()
+        return Stock(
+            task=self.task.name,
+            rows=None if rows is None else len(rows),
+            can_train=self.can_train(),
+            labels=Counter(row.label for row in rows or () if row.label is not None),
+            files=self.task.files,
+        )
 
     def training_example(self, index: int) -> Example:
         """Return training example `index`, or another in its place if that one is held out."""
         for attempt in range(self._ATTEMPTS):
             example = self.task.example(index + attempt * self._STRIDE)
-            if example.prompt not in self._own and example.prompt not in self._excluded:
+            if not self._is_held_out(example.prompt):
                 return example
         raise TaskError(
             f"task {self.task.name}: every prompt is held out for evaluation ({len(self.held_out)} of its own); "
             "lower evaluation.prompts or widen the task"
         )
-
-    def score(self, example: Example, completion: str) -> float:
-        """Return the task's score, checked to be a finite number."""
-        try:
-            score = float(self.task.score(example, completion))
-        except FgrpoError:
-            raise
-        except (Exception, SystemExit) as error:  # whatever a user's own function may raise, exit() too
-            raise TaskError(
-                f"task {self.task.name}: the reward function failed on {completion[:60]!r}: {error!r}"
-            ) from error
-        if not math.isfinite(score):
-            raise TaskError(
-                f"task {self.task.name}: the reward function returned {score!r}, expected a finite number "
-                f"(completion {completion[:60]!r})"
-            )
-        return score

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
-from fgrpo.client.tasks.rewards import Reward
+from fgrpo.client.tasks.base import Row
+from fgrpo.client.tasks.rewards import RewardSpec, make_rewards
+from fgrpo.client.tasks.scoring import Outcome, WeightedReward
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
-from fgrpo.records import Example
+from fgrpo.records import Completion, Example
 
 _SIZE = 10_000  # some tasks build all their examples at once or refuse to be larger; past it they come round again
 _SEEDS = 2**31  # some tasks hand their seed to NumPy, which takes 32 bits
@@ -17,22 +21,38 @@ _SEEDS = 2**31  # some tasks hand their seed to NumPy, which takes 32 bits
 class ReasoningGymTask:
     """A reasoning-gym task. Example `i` depends only on the seed and `i` modulo 10,000."""
 
-    def __init__(self, name: str, params: dict[str, Any], seed: int, reward: Reward | None = None) -> None:
+    rows: Sequence[Row] | None = None
+    files: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, name: str, params: dict[str, Any], seed: int, reward: RewardSpec | None = None) -> None:
         self.name = name
-        self._reward = reward
         self._dataset = _create(name, params, seed % _SEEDS)
         self.example = lru_cache(maxsize=4096)(self._example)
+        self.rewards: Sequence[WeightedReward] = (
+            (WeightedReward(_Verifier(self._dataset)),)
+            if reward is None
+            else make_rewards(reward, list(self.example(0).entry))
+        )
 
     def _example(self, index: int) -> Example:
         entry = self._dataset[index % _SIZE]
         return Example(entry["question"], str(entry["answer"]), entry)
 
-    def score(self, example: Example, completion: str) -> float:
-        answer = completion.strip()
-        if self._reward is not None:
-            return self._reward(answer, example.answer)
+
+class _Verifier:
+    """The task's own scoring of answers."""
+
+    name = "verifier"
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Outcome]:
+        return [self._score(*each) for each in zip(examples, completions, strict=True)]
+
+    def _score(self, example: Example, completion: Completion) -> Outcome:
         try:
-            return self._dataset.score_answer(answer, example.entry)
+            return float(self._dataset.score_answer(completion.text.strip(), example.entry))
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, SyntaxError):
             return 0.0  # several of its verifiers raise on a text that they cannot parse
 

@@ -1,20 +1,18 @@
-"""Rewards by name, for tasks that have a reference answer but no verifier of their own.
-
-A reward is a function `(completion, answer) -> float` whose full marks are 1.0.
-"""
+"""Rewards by name, for tasks that have a reference answer but no verifier of their own. See `docs/rewards.md`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
+from fgrpo.client.tasks.calling import PerCompletion, adapted, shown_path
+from fgrpo.client.tasks.numbers import last_number
+from fgrpo.client.tasks.scoring import RewardFunction, WeightedReward
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
-
-Reward = Callable[[str, str], float]
-
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)")
 
 
 def exact_match(completion: str, answer: str) -> float:
@@ -23,35 +21,59 @@ def exact_match(completion: str, answer: str) -> float:
 
 
 def number_match(completion: str, answer: str) -> float:
-    """1.0 if the last number in the completion equals the last number in the answer (as in GSM8K's `#### 42`)."""
-    found, expected = _last_number(completion), _last_number(answer)
+    """1.0 if the last number in the completion equals the last number in the answer (as in GSM8K's `#### 42`).
+
+    Numbers are compared exactly; what counts as one is said in `docs/rewards.md`.
+    """
+    found, expected = last_number(completion), last_number(answer)
     return float(found is not None and found == expected)
-
-
-def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def math_verify(completion: str, answer: str) -> float:
     """1.0 if math-verify finds the two mathematically equal (LaTeX and plain expressions)."""
-    try:
-        from math_verify import parse, verify
-    except ImportError:
-        raise ConfigError("reward math_verify needs the package math-verify: pip install 'fgrpo[tasks]'") from None
+    from math_verify import parse, verify
+
     # Their time limits use signals, which only the main thread may set.
     return float(
         verify(parse(answer, parsing_timeout=None), parse(completion, parsing_timeout=None), timeout_seconds=None)
     )
 
 
-NAMED: dict[str, Reward] = {"exact_match": exact_match, "number_match": number_match, "math_verify": math_verify}
+NAMED: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "number_match": number_match,
+    "math_verify": math_verify,
+}
+
+RewardSpec = str | Sequence[str] | Mapping[str, float]
 
 
-def reward_by_name(name: str) -> Reward:
-    """Return a named reward, or the function at an import path `package.module:function`."""
+def make_rewards(spec: RewardSpec, columns: Sequence[str], has_answers: bool = True) -> tuple[WeightedReward, ...]:
+    """Return the rewards that a configuration names.
+
+    Args:
+        spec: one name, several, or a weight per name. A name is one of `NAMED`, or an import path
+            `package.module:function`.
+        columns: names of the data's columns, which a function of TRL's kind may ask for.
+        has_answers: whether there is an answer column.
+    """
+    names = [spec] if isinstance(spec, str) else list(spec)
+    if not names:
+        raise ConfigError("reward: the list is empty, expected at least one reward")
+    weights = spec if isinstance(spec, Mapping) else dict.fromkeys(names, 1.0)
+    rewards = []
+    for name in names:
+        if name in NAMED and not has_answers:
+            raise ConfigError(f"reward {name} compares with an answer, but answer_column is null")
+        rewards.append(WeightedReward(_by_name(name, columns), float(weights[name])))
+    return tuple(rewards)
+
+
+def _by_name(name: str, columns: Sequence[str]) -> RewardFunction:
+    if name == "math_verify" and find_spec("math_verify") is None:
+        raise ConfigError("reward math_verify needs the package math-verify: pip install 'fgrpo[tasks]'")
     if name in NAMED:
-        return NAMED[name]
+        return PerCompletion(name, NAMED[name], takes_answer=True)
     module, colon, function = name.partition(":")
     if not colon:
         raise ConfigError(
@@ -59,9 +81,15 @@ def reward_by_name(name: str) -> Reward:
             f"(known: {', '.join(NAMED)}, or an import path package.module:function)"
         )
     try:
-        reward: Reward = getattr(import_module(module), function)
+        reward: Any = getattr(import_module(module), function)
     except (Exception, SystemExit) as error:  # importing runs the user's own code
-        raise ConfigError(f"reward '{name}' cannot be imported: {error!r}") from error
+        raise ConfigError(f"reward '{name}' cannot be imported: {error!r}{_raised_at(error)}") from error
     if not callable(reward):
-        raise ConfigError(f"reward '{name}' is {reward!r}, expected a function (completion, answer) -> float")
-    return reward
+        raise ConfigError(f"reward '{name}' is {reward!r}, expected a function such as (completion, answer) -> float")
+    return adapted(name, reward, columns)
+
+
+def _raised_at(error: BaseException) -> str:
+    """Return where a module failed while it was imported, if it was found at all."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
+    return f" ({shown_path(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""

@@ -18,10 +18,10 @@ __all__ = ["FGRPO", "FedAvg", "Reward", "Rule", "Uniform", "gains", "make_rule",
 def make_rule(config: AggregationConfig) -> Rule:
     """Return the rule that a configuration names."""
     rules: dict[str, Rule] = {
-        "fgrpo": FGRPO(config.tau, config.clip, config.cap, config.scale),
-        "fedavg": FedAvg(),
+        "fgrpo": FGRPO(config.tau, config.clip, config.cap, config.scale, config.n_k),
+        "fedavg": FedAvg(config.n_k),
         "uniform": Uniform(),
-        "reward": Reward(),
+        "reward": Reward(config.n_k),
     }
     return rules[config.rule]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fgrpo.records import ClientHistory, Report
 
@@ -12,6 +12,17 @@ class Rule(Protocol):
     """A pure function from reports and history to one weight per report, each at least 0, together 1."""
 
     def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]: ...
+
+
+Counted = Literal["rows", "sequences", "tokens"]
+
+
+def sizes(reports: Sequence[Report], by: Counted) -> list[int]:
+    """Return every report's `n_k`; by sequences where a client of the round has no number of rows, for all alike."""
+    if by == "tokens":
+        return [report.tokens for report in reports]
+    rows = [report.rows for report in reports if report.rows is not None]
+    return rows if by == "rows" and len(rows) == len(reports) else [report.sequences for report in reports]
 
 
 def normalised(shares: Sequence[float]) -> list[float]:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fgrpo.records import ClientHistory, Report
-from fgrpo.server.aggregation.base import normalised
+from fgrpo.server.aggregation.base import Counted, normalised, sizes
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """`w_k ~ n_k`, the sequences that a client trained on."""
+    """`w_k ~ n_k`, the client's training rows, or what else `n_k` counts by."""
+
+    n_k: Counted = "rows"
 
     def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
-        return normalised([report.sequences for report in reports])
+        return normalised(sizes(reports, self.n_k))

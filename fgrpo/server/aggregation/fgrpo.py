@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fgrpo.records import ClientHistory, Report
-from fgrpo.server.aggregation.base import normalised
+from fgrpo.server.aggregation.base import Counted, normalised, sizes
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,20 @@ class FGRPO:
         clip: gains are clipped to [-clip, clip].
         cap: the largest weight; raised to 1/K where fewer clients could not fill it.
         scale: what makes a gain relative: `baseline` |B_k|, or `deviation`, the client's running reward deviation.
+        n_k: what a client's share is counted by.
     """
 
     tau: float = 1.0
     clip: float = 1.0
     cap: float = 0.5
     scale: Literal["baseline", "deviation"] = "baseline"
+    n_k: Counted = "rows"
 
     def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
         gains = [self.gain(report, history.get(report.client)) for report in reports]
         best = max(gains)  # subtracted so that a small tau cannot overflow
-        shares = [r.sequences * math.exp((gain - best) / self.tau) for r, gain in zip(reports, gains, strict=True)]
+        counted = zip(sizes(reports, self.n_k), gains, strict=True)
+        shares = [size * math.exp((gain - best) / self.tau) for size, gain in counted]
         return capped(normalised(shares), self.cap)
 
     def gain(self, report: Report, past: ClientHistory | None) -> float:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fgrpo.records import ClientHistory, Report
-from fgrpo.server.aggregation.base import normalised
+from fgrpo.server.aggregation.base import Counted, normalised, sizes
 
 
 @dataclass(frozen=True)
 class Reward:
     """`w_k ~ n_k * max(reward_mean_k, 0)`; a client that measures in larger units counts more. A baseline to beat."""
 
+    n_k: Counted = "rows"
+
     def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
-        return normalised([report.sequences * max(report.reward_mean, 0.0) for report in reports])
+        counted = zip(reports, sizes(reports, self.n_k), strict=True)
+        return normalised([size * max(report.reward_mean, 0.0) for report, size in counted])
