@@ -235,6 +235,8 @@ class Config:
         model: `tiny` (ships with the package), a hub id, or a folder.
         gguf_file: name of a GGUF file inside the model folder or hub repository.
         dtype: number format of the model's weights.
+        quantization: `nf4` keeps the frozen weights of the linear layers, but for the LM head, in 4 bits
+            (bitsandbytes); needs `lora`.
         device: `auto` takes the accelerator if there is one.
         lora: train low-rank adapters; null trains all parameters.
         clients: the data owners, by name.
@@ -253,6 +255,7 @@ class Config:
     model: str = "tiny"
     gguf_file: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["nf4"] | None = None
     device: str = "auto"
     lora: LoraConfig | None = None
     clients: dict[str, ClientConfig] = field(default_factory=dict)

@@ -77,7 +77,10 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
 
 
 # What the state on disk, or the choice of held-out prompts, depends on.
-_FIXED = ("model", "gguf_file", "lora", "clients", "partition", "seed", "server.optimizer", "evaluation.prompts")
+_FIXED = (
+    *("model", "gguf_file", "quantization", "lora", "clients", "partition", "seed"),
+    *("server.optimizer", "evaluation.prompts"),
+)
 
 
 def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
