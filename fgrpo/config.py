@@ -228,6 +228,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """Where clients live.
+
+    Args:
+        stacked: all clients at once in one process, their LoRA adapters stacked over one frozen model: for one
+            accelerator. Results are those of one client after another, to rounding.
+    """
+
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """A federated GRPO run.
 
@@ -247,6 +259,7 @@ class Config:
         aggregation: how clients are weighed.
         server: how the global model moves.
         evaluation: held-out accuracy.
+        engine: where clients live.
         rounds: federated rounds.
         seed: seed of everything random.
         output_dir: folder of the run; null makes a new one under `runs/`.
@@ -266,6 +279,7 @@ class Config:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     rounds: int = 10
     seed: int = 0
     output_dir: str | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fgrpo.client.model import is_adapted
-from fgrpo.client.owners import make_clients
+from fgrpo.client.owners import Client, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.engines.base import Observer
@@ -31,11 +31,10 @@ def train(config: Config, observe: MakeObserver) -> RunFolder:
 
     Everything that can be wrong with the configuration is found before the folder is made.
     """
-    members = make_clients(config)
-    policy = Policy.load(config)
+    members, policy = _load(config)
     folder = RunFolder.create(config.output_dir or _new_folder(), to_yaml(config))
     with observe(config, folder, [member.name for member in members]) as observer:
-        engine = InProcess(members, policy, config, observer)
+        engine = _engine(config)(members, policy, config, observer)
         state = play(ServerState.initial(flatten(policy.model)), engine, config, folder, observer)
     _save_model(policy, state, folder)
     return folder
@@ -45,13 +44,12 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFo
     """Go on from the last whole round of a run, to the same bits as if it had never stopped."""
     folder = RunFolder.open(path)
     config = _changed(folder, overrides)
-    members = make_clients(config)
-    policy = Policy.load(config)
+    members, policy = _load(config)
     state = folder.load() if folder.rounds() else ServerState.initial(flatten(policy.model))
     _check_fits(state, policy, folder)
     folder.reopen(to_yaml(config))
     with observe(config, folder, [member.name for member in members]) as observer:
-        engine = InProcess(members, policy, config, observer)
+        engine = _engine(config)(members, policy, config, observer)
         state = play(state, engine, config, folder, observer)
     _save_model(policy, state, folder)
     return folder
@@ -63,8 +61,7 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
     if folder is None and round_number is not None:
         raise RunError(f"--round: {path} is a configuration, expected the folder of a run")
     config = read_config(path, overrides) if folder is None else _changed(folder, overrides)
-    members = make_clients(config)
-    policy = Policy.load(config)
+    members, policy = _load(config)
     state = ServerState.initial(flatten(policy.model)) if folder is None else folder.load(round_number)
     if folder is not None:
         _check_fits(state, policy, folder)
@@ -74,6 +71,24 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
             raise RunError(f"client {result.client} cannot be evaluated: {result.reason}")
         evaluations.append(result)
     return evaluations
+
+
+def _load(config: Config) -> tuple[list[Client], Policy]:
+    """Build clients and model; whatever is wrong with the configuration shows here."""
+    members, policy = make_clients(config), Policy.load(config)
+    if config.engine.stacked:
+        from fgrpo.client.stacked_training import check_can_stack
+
+        check_can_stack(policy)
+    return members, policy
+
+
+def _engine(config: Config) -> type[InProcess]:
+    if not config.engine.stacked:
+        return InProcess
+    from fgrpo.engines.stacked import Stacked  # here, as it brings peft
+
+    return Stacked
 
 
 # What the state on disk, or the choice of held-out prompts, depends on.

@@ -68,6 +68,8 @@ def check(config: Config) -> None:
         )
     if config.quantization and config.gguf_file:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
+    if config.engine.stacked and config.lora is None:
+        raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
     for name, client in config.clients.items():
         if client.reward_scale <= 0:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")

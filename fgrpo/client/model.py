@@ -97,3 +97,8 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
 def is_adapted(model: nn.Module) -> bool:
     """True if the model carries peft adapters."""
     return hasattr(model, "disable_adapter")
+
+
+def base_model(model: nn.Module) -> Any:
+    """Return the transformers model, without peft's wrapper where there is one."""
+    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
