@@ -147,6 +147,18 @@ def test_aggregate(
     measure(f"aggregate {codec}, block {block}, {memory}", CLIENTS * PARAMETERS, run, moved)
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_aggregate_equal_payloads(measure: Measure, codec: str, deltas: Any) -> None:
+    """Clients that send the same bytes, e.g. zeros, where the order of the terms is hardest to find."""
+    equal = [encode(deltas[0], codec=codec) for _ in range(CLIENTS)]
+    different = [encode(delta, codec=codec) for delta in deltas]
+    out, even = torch.empty(PARAMETERS), [1 / CLIENTS] * CLIENTS
+    run = lambda: aggregate(equal, even, out, num_threads=THREADS)  # noqa: E731
+    require_close(run(), deltas[0], codec)
+    ours = lambda: aggregate(different, even, out, num_threads=THREADS)  # noqa: E731
+    measure(f"aggregate {codec}, equal payloads", CLIENTS * PARAMETERS, run, ours={"of different ones": ours})
+
+
 @pytest.mark.parametrize("block", [64, 256])
 @pytest.mark.parametrize("codec", FBGEMM)
 def test_aggregate_fbgemm(measure: Measure, codec: str, block: int, deltas: Any, weights: Any, expected: Any) -> None:

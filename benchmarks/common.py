@@ -1,15 +1,16 @@
-"""What the GPU benchmarks share: timing with device events, limits measured in the same run, and the JSON record."""
+"""What benchmarks share: timing with device events, limits measured in the same run, and the JSON record."""
 
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,6 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def header() -> Record:
     """What a number depends on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     properties = torch.cuda.get_device_properties(0)
     return {
         "device": properties.name,
@@ -102,19 +102,51 @@ def header() -> Record:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
+        **_context(),
+    }
+
+
+def cpu_header(packages: Iterable[str]) -> Record:
+    """What a number of the CPU depends on: the machine, how busy it is as of now, and the versions of `packages`."""
+    names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "device": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "load": os.getloadavg()[0],
+        **{package: _version(package) for package in packages},
+        **_context(),
+    }
+
+
+def _context() -> Record:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or None,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def write(op: str, records: list[Record], **limits: float) -> Path:
-    """Write `<op>_<device>_<date>.json` and print a table."""
-    head = header()
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def save(name: str, head: Record, **content: Any) -> Path:
+    """Write `<name>_<device>_<date>.json`: what the numbers depend on, and the numbers."""
     device = re.sub(r"[^A-Za-z0-9]+", "-", head["device"]).strip("-")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{op}_{device}_{head['date'][:10]}.json"
-    path.write_text(json.dumps({"header": head, "limits": limits, "results": records}, indent=1) + "\n")
+    path = RESULTS / f"{name}_{device}_{head['date'][:10]}.json"
+    path.write_text(json.dumps({"header": head, **content}, indent=1) + "\n")
+    return path
+
+
+def write(op: str, records: list[Record], **limits: float) -> Path:
+    """Write `<op>_<device>_<date>.json` and print a table."""
+    path = save(op, header(), limits=limits, results=records)
     for record in records:
         if "not_measured" in record:
             print(f"{record['name']:58s} {record['not_measured'][:60]}")

@@ -52,7 +52,7 @@ inline constexpr size_t kSums = 8;
 // tile. `block` and `groups` are constants, so that every loop but the one over the terms is unrolled.
 template <int bits, size_t block, size_t groups>
 inline void accumulate_groups(const Term* terms, size_t count, const float (*factors)[kTileBlocks],
-                              size_t first, float* __restrict sum) {
+                              size_t first, bool fresh, float* __restrict sum) {
     using G = Group<bits, block>;
     constexpr size_t bytes = block / G::slots, groups_a_block = bytes / G::lanes;
     // Where in the tile a group's codes of one slot go.
@@ -61,9 +61,14 @@ inline void accumulate_groups(const Term* terms, size_t count, const float (*fac
         return sum + index / groups_a_block * block + slot * bytes + index % groups_a_block * G::lanes;
     };
     typename G::Floats sums[groups * G::slots];
+    if (fresh) {
 #pragma GCC unroll 16
-    for (size_t i = 0; i < groups * G::slots; ++i) {
-        sums[i] = load<typename G::Floats>(place(i / G::slots, i % G::slots));
+        for (size_t i = 0; i < groups * G::slots; ++i) sums[i] = -typename G::Floats{};
+    } else {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < groups * G::slots; ++i) {
+            sums[i] = load<typename G::Floats>(place(i / G::slots, i % G::slots));
+        }
     }
     for (size_t k = 0; k < count; ++k) {
         const uint8_t* codes = terms[k].codes + first * G::lanes;
@@ -91,7 +96,7 @@ inline void accumulate_groups(const Term* terms, size_t count, const float (*fac
 }
 
 template <int bits, size_t block>
-void accumulate_blocks(const Term* terms, size_t count, size_t N, float* sum) {
+void accumulate_blocks(const Term* terms, size_t count, size_t N, bool fresh, float* sum) {
     using G = Group<bits, block>;
     constexpr size_t groups_a_block = block / G::slots / G::lanes;
     const size_t blocks = (N + block - 1) / block;
@@ -104,32 +109,36 @@ void accumulate_blocks(const Term* terms, size_t count, size_t N, float* sum) {
     const size_t groups = blocks * groups_a_block;
     size_t first = 0;
     for (; first + at_once <= groups; first += at_once) {
-        accumulate_groups<bits, block, at_once>(terms, count, factors, first, sum);
+        accumulate_groups<bits, block, at_once>(terms, count, factors, first, fresh, sum);
     }
-    for (; first < groups; ++first) accumulate_groups<bits, block, 1>(terms, count, factors, first, sum);
+    for (; first < groups; ++first)
+        accumulate_groups<bits, block, 1>(terms, count, factors, first, fresh, sum);
 }
 
 template <int bits>
-void accumulate_codes(const Term* terms, size_t count, size_t block, size_t N, float* sum) {
+void accumulate_codes(const Term* terms, size_t count, size_t block, size_t N, bool fresh, float* sum) {
     switch (block) {
         case 32:
-            return accumulate_blocks<bits, 32>(terms, count, N, sum);
+            return accumulate_blocks<bits, 32>(terms, count, N, fresh, sum);
         case 64:
-            return accumulate_blocks<bits, 64>(terms, count, N, sum);
+            return accumulate_blocks<bits, 64>(terms, count, N, fresh, sum);
         case 128:
-            return accumulate_blocks<bits, 128>(terms, count, N, sum);
+            return accumulate_blocks<bits, 128>(terms, count, N, fresh, sum);
         case 256:
-            return accumulate_blocks<bits, 256>(terms, count, N, sum);
+            return accumulate_blocks<bits, 256>(terms, count, N, fresh, sum);
         case 512:
-            return accumulate_blocks<bits, 512>(terms, count, N, sum);
+            return accumulate_blocks<bits, 512>(terms, count, N, fresh, sum);
         default:
-            return accumulate_blocks<bits, kLargestBlock>(terms, count, N, sum);
+            return accumulate_blocks<bits, kLargestBlock>(terms, count, N, fresh, sum);
     }
 }
 
 // Values as they are, float32 or bfloat16, of any alignment.
 template <typename Value>
-void accumulate_values(const Term* terms, size_t count, size_t, size_t N, float* __restrict sum) {
+void accumulate_values(const Term* terms, size_t count, size_t, size_t N, bool fresh, float* __restrict sum) {
+    if (fresh) {
+        for (size_t i = 0; i < N; ++i) sum[i] = -0.0f;
+    }
     for (size_t k = 0; k < count; ++k) {
         const uint8_t* __restrict values = terms[k].codes;
         const float weight = terms[k].weight;

@@ -1,12 +1,11 @@
 #include <algorithm>
-#include <bit>
+#include <atomic>
 #include <cmath>
-#include <cstring>
-#include <tuple>
 
 #include "delta_codec.h"
 #include "format.h"
 #include "kernels.h"
+#include "order.h"
 #include "threads.h"
 
 namespace fgrpo {
@@ -19,87 +18,91 @@ constexpr std::size_t kTermsPerThread = std::size_t{1} << 17;
 // Tiles are shared out in at most this many parts, whose statistics are added in their order.
 constexpr std::size_t kParts = 128;
 
-struct Weighted {
-    const Payload* payload;
-    float weight;
-    std::size_t place;  // in the caller's list
-};
+// Bytes that the terms' order is first found by. Equal payloads would have to be compared to their end; whether more
+// is needed shows while the sum is made, tile by tile, from codes that are then in the cache.
+constexpr std::size_t kFirstBytes = 4096;
 
-template <typename T>
-int compare_bytes(std::span<const T> a, std::span<const T> b) {
-    return a.empty() || a.data() == b.data() ? 0 : std::memcmp(a.data(), b.data(), a.size_bytes());
+// A payload's part of a tile.
+Term term_at(const Payload& payload, std::size_t first, float weight) {
+    const std::size_t scale = has_scales(payload.format.codec) ? first / payload.format.block : 0;
+    return {payload.codes.data() + code_offset(payload.format, first), payload.scales.data() + scale, weight};
 }
 
-// The order of summation, see aggregate(). Terms that compare equal are equal. Formats come first, so that
-// terms of one format follow each other.
-bool comes_before(const Weighted& a, const Weighted& b) {
-    const auto key = [](const Weighted& term) {
-        return std::tuple(term.payload->format.codec, term.payload->format.block,
-                          std::bit_cast<std::uint32_t>(term.weight));
-    };
-    if (key(a) != key(b)) return key(a) < key(b);
-    const int scales = compare_bytes(a.payload->scales, b.payload->scales);
-    return scales != 0 ? scales < 0 : compare_bytes(a.payload->codes, b.payload->codes) < 0;
-}
-
-std::vector<Weighted> in_order(std::span<const Payload> payloads, std::span<const float> weights) {
-    std::vector<Weighted> terms;
-    terms.reserve(payloads.size());
-    for (std::size_t k = 0; k < payloads.size(); ++k) terms.push_back({&payloads[k], weights[k], k});
-    std::sort(terms.begin(), terms.end(), comes_before);
-    return terms;
-}
-
-// Adds the terms' values [first, first + N) to `sum`.
-void add_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
+// The sum of the terms' values [first, first + N), in `sum`, which has room for whole blocks.
+void sum_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
                float* sum) {
     Term batch[kTerms];
     for (std::size_t i = 0; i < terms.size();) {
         const Format format = terms[i].payload->format;
-        const std::size_t codes = code_offset(format, first);
-        const std::size_t scales = has_scales(format.codec) ? first / format.block : 0;
         std::size_t count = 0;
         for (; count < kTerms && i < terms.size() && terms[i].payload->format == format; ++i) {
-            const Payload& payload = *terms[i].payload;
-            batch[count++] = {payload.codes.data() + codes, payload.scales.data() + scales, terms[i].weight};
+            batch[count++] = term_at(*terms[i].payload, first, terms[i].weight);
         }
-        simd.accumulate[static_cast<int>(format.codec)](batch, count, format.block, N, sum);
+        simd.accumulate[static_cast<int>(format.codec)](batch, count, format.block, N, i == count, sum);
     }
 }
 
-// Adds what the tile says of each term to `stats`, in the terms' order. `mean` has kTile values.
+// Whether N values of a payload are whole blocks whose scales are such that no value is beyond float32: only then do
+// products of codes say all that products of values would.
+bool codes_say_all(const Payload& payload, const Term& term, std::size_t N) {
+    const Format format = payload.format;
+    if (!has_scales(format.codec) || N % format.block != 0) return false;
+    unsigned largest = 0;
+    for (std::size_t b = 0; b < N / format.block; ++b) {
+        largest = std::max(largest, static_cast<std::uint16_t>(term.scales[b]) & 0x7fffu);
+    }
+    return largest < largest_scale(format.codec);
+}
+
+// Adds what the tile says of each term to `stats`, in the terms' order. `sum` has kTile values.
 void add_moments(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
-                 float* mean, ClientStats* stats) {
+                 const float* sum, ClientStats* stats) {
     alignas(64) float values[kTile];
+    alignas(64) double mean[kTile];
     const std::size_t padded = (N + 15) / 16 * 16;
-    std::fill(mean + N, mean + padded, 0.0f);
+    std::copy_n(sum, N, mean);
+    std::fill(mean + N, mean + padded, 0.0);
     for (std::size_t k = 0; k < terms.size(); ++k) {
-        const Weighted alone{terms[k].payload, 1.0f, 0};
-        std::fill(values, values + kTile, -0.0f);
-        add_terms(simd, {&alone, 1}, first, N, values);
+        const Payload& payload = *terms[k].payload;
+        const int codec = static_cast<int>(payload.format.codec);
+        const Term term = term_at(payload, first, 1.0f);
+        double &squared_norm = stats[k].squared_norm, &dot = stats[k].dot_with_mean;
+        if (codes_say_all(payload, term, N)) {
+            simd.moments_of_codes[codec](term, payload.format.block, N, mean, &squared_norm, &dot);
+            continue;
+        }
+        simd.accumulate[codec](&term, 1, payload.format.block, N, true, values);
         std::fill(values + N, values + padded, 0.0f);
-        simd.moments(values, mean, padded, &stats[k].squared_norm, &stats[k].dot_with_mean);
+        simd.moments(values, mean, padded, &squared_norm, &dot);
     }
 }
 
+// Returns whether the order is right: whether ties are equal. Where it is not, `out` and `stats` may hold anything.
 // `stats`, if there are any, are in the caller's order.
-void weighted_sum(std::span<const Weighted> terms, std::span<float> out, std::span<ClientStats> stats,
-                  int threads) {
+bool weighted_sum(const Ordered& ordered, std::span<float> out, std::span<ClientStats> stats, int threads) {
+    const std::span<const Weighted> terms = ordered.terms;
     const Kernels& simd = kernels();
     const std::size_t tiles = (out.size() + kTile - 1) / kTile;
     const std::size_t parts = std::min(tiles, kParts);
     std::vector<ClientStats> partial(stats.empty() ? 0 : parts * terms.size());
+    std::atomic<bool> right = true;
     const auto sum_tile = [&](std::size_t tile, ClientStats* tile_stats) {
-        alignas(64) float sum[kTile];
+        if (!right.load(std::memory_order_relaxed)) return;
+        alignas(64) float own[kTile];
         const std::size_t first = tile * kTile, N = std::min(kTile, out.size() - first);
-        std::fill(sum, sum + kTile, -0.0f);  // -0 + x is x for every x, -0 included
-        add_terms(simd, terms, first, N, sum);
-        if (out.size() >= kStreamFrom) {
+        const bool streams = out.size() >= kStreamFrom;
+        // A result that stays in the caches is summed up in its place, but for a tile that whole blocks would pass.
+        float* const sum = streams || N < kTile ? own : out.data() + first;
+        sum_terms(simd, terms, first, N, sum);
+        if (streams) {
             simd.stream(sum, N, out.data() + first);
-        } else {
+        } else if (sum == own) {
             std::copy_n(sum, N, out.data() + first);
         }
         if (tile_stats) add_moments(simd, terms, first, N, sum, tile_stats);
+        for (const std::size_t tie : ordered.ties) {
+            if (!equal_blocks(*terms[tie - 1].payload, *terms[tie].payload, first, N)) right = false;
+        }
     };
     const std::size_t tile_terms = kTile * terms.size(),
                       part_terms = tile_terms * (tiles / std::max(parts, std::size_t{1}));
@@ -109,7 +112,7 @@ void weighted_sum(std::span<const Weighted> terms, std::span<float> out, std::sp
                          for (std::size_t tile = begin; tile < end; ++tile) sum_tile(tile, nullptr);
                          simd.fence();
                      });
-        return;
+        return right;
     }
     parallel_for(
         parts, 1 + kTermsPerThread / (1 + part_terms), threads, [&](std::size_t begin, std::size_t end) {
@@ -127,6 +130,13 @@ void weighted_sum(std::span<const Weighted> terms, std::span<float> out, std::sp
             total.dot_with_mean += partial[part * terms.size() + k].dot_with_mean;
         }
     }
+    return right;
+}
+
+void weighted_sum(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
+                  std::span<ClientStats> stats, int threads) {
+    if (weighted_sum(in_order(payloads, weights, kFirstBytes), out, stats, threads)) return;
+    weighted_sum(in_order(payloads, weights, SIZE_MAX), out, stats, threads);
 }
 
 void require_apart(const std::string& where, const Payload& payload, std::span<const float> out) {
@@ -167,14 +177,13 @@ void decode(const Payload& payload, std::span<float> out, int threads) {
                                     " values, the payload " + std::to_string(payload.size));
     }
     require_apart("decode: the payload", payload, out);
-    const Weighted alone{&payload, 1.0f, 0};
-    weighted_sum({&alone, 1}, out, {}, threads);
+    weighted_sum(Ordered{{{&payload, 1.0f, 0}}, {}}, out, {}, threads);
 }
 
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads) {
     require_arguments(payloads, weights, out);
-    weighted_sum(in_order(payloads, weights), out, {}, threads);
+    weighted_sum(payloads, weights, out, {}, threads);
 }
 
 void aggregate_with_stats(std::span<const Payload> payloads, std::span<const float> weights,
@@ -184,7 +193,7 @@ void aggregate_with_stats(std::span<const Payload> payloads, std::span<const flo
         throw std::invalid_argument("aggregate: " + std::to_string(payloads.size()) +
                                     " payloads but room for " + std::to_string(stats.size()) + " statistics");
     }
-    weighted_sum(in_order(payloads, weights), out, stats, threads);
+    weighted_sum(payloads, weights, out, stats, threads);
 }
 
 }  // namespace fgrpo

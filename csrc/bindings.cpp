@@ -4,49 +4,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "buffers.h"
 #include "delta_codec.h"
+#include "gram.h"
 #include "robust.h"
 #include "sparse_delta.h"
 #include "threads.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace py = pybind11;
 
 namespace fgrpo {
 namespace {
-
-// A contiguous buffer whose items have one of the formats of the buffer protocol ("f": float32). `name` is
-// for errors.
-py::buffer_info contiguous(const py::handle& object, const std::string& name, const std::string& formats,
-                           bool writable) {
-    if (!PyObject_CheckBuffer(object.ptr())) {
-        throw py::type_error(name + " must be a buffer, got " + std::string(py::str(py::type::of(object))));
-    }
-    py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request(writable);
-    const std::string format = info.format.substr(info.format.find_first_not_of("<=@"));
-    if (format.size() != 1 || formats.find(format) == std::string::npos) {
-        throw py::type_error(name + " must hold items of format '" + formats + "', got '" + info.format +
-                             "'");
-    }
-    py::ssize_t stride = info.itemsize;
-    for (py::ssize_t axis = info.ndim; axis-- > 0; stride *= info.shape[axis]) {
-        if (info.shape[axis] > 1 && info.strides[axis] != stride)
-            throw py::value_error(name + " must be contiguous");
-    }
-    if (reinterpret_cast<std::uintptr_t>(info.ptr) % static_cast<std::size_t>(info.itemsize) != 0) {
-        throw py::value_error(name + " must be aligned to its items");
-    }
-    return info;
-}
-
-template <typename T>
-std::span<T> span_of(const py::buffer_info& info) {
-    return {static_cast<T*>(info.ptr), static_cast<std::size_t>(info.size)};
-}
 
 // float32 items, or bfloat16 bits as 16-bit unsigned integers.
 Values values_of(const py::buffer_info& info) {
@@ -66,7 +34,8 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
     std::span<float> residual_span;
     if (!base.is_none()) base_values = values_of(base_info.emplace(contiguous(base, "base", "fH", false)));
     if (!residual.is_none()) {
-        residual_span = span_of<float>(residual_info.emplace(contiguous(residual, "residual", "f", true)));
+        residual_span =
+            span_of<float>(residual_info.emplace(contiguous(residual, "encode: residual", "f", true)));
         // The core takes an empty residual for none; here None says that, so an empty one must fit too.
         if (residual_info->size != updated_info.size) {
             throw py::value_error("encode: residual has " + std::to_string(residual_info->size) +
@@ -74,8 +43,8 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
                                   "; was it made for another model?");
         }
     }
-    const py::buffer_info codes_info = contiguous(codes, "codes", "B", true);
-    const py::buffer_info scales_info = contiguous(scales, "scales", "H", true);
+    const py::buffer_info codes_info = contiguous(codes, "encode: codes", "B", true);
+    const py::buffer_info scales_info = contiguous(scales, "encode: scales", "H", true);
     const Format format = format_of(codec, block);
     const Rounding how = rounding_named(rounding);
     const Scaling scaling = scaling_named(scale);
@@ -100,42 +69,12 @@ struct HeldPayload {
 void decode_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
                     std::size_t block, std::size_t size, const py::object& out, int num_threads) {
     const HeldPayload held(codes, scales, codec, block, size);
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::buffer_info out_info = contiguous(out, "decode: out", "f", true);
     const py::gil_scoped_release released;
     decode(held.payload, span_of<float>(out_info), num_threads);
 }
 
 using PayloadTuple = std::tuple<py::object, py::object, std::string, std::size_t, std::size_t>;
-
-// `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
-void aggregate_buffers(const std::vector<PayloadTuple>& payload_tuples, const std::vector<float>& weights,
-                       const py::object& out, const py::object& stats, int num_threads) {
-    std::vector<HeldPayload> held;
-    std::vector<Payload> payloads;
-    held.reserve(payload_tuples.size());
-    for (const auto& [codes, scales, codec, block, size] : payload_tuples) {
-        payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
-    }
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
-    if (stats.is_none()) {
-        const py::gil_scoped_release released;
-        aggregate(payloads, weights, span_of<float>(out_info), num_threads);
-        return;
-    }
-    const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
-    static_assert(sizeof(ClientStats) == 2 * sizeof(double));
-    const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
-                                              static_cast<std::size_t>(stats_info.size) / 2);
-    const py::gil_scoped_release released;
-    aggregate_with_stats(payloads, weights, span_of<float>(out_info), client_stats, num_threads);
-}
-
-void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
-                   std::size_t block, std::size_t size, int num_threads) {
-    const HeldPayload held(codes, scales, codec, block, size);
-    const py::gil_scoped_release released;
-    check(held.payload, num_threads);
-}
 
 // Payloads and the views that keep their buffers in place.
 struct HeldPayloads {
@@ -150,12 +89,53 @@ struct HeldPayloads {
     std::vector<Payload> payloads;
 };
 
+// `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
+void aggregate_buffers(const std::vector<PayloadTuple>& tuples, const std::vector<float>& weights,
+                       const py::object& out, const py::object& stats, int num_threads) {
+    const HeldPayloads held(tuples);
+    const py::buffer_info out_info = contiguous(out, "aggregate: out", "f", true);
+    if (stats.is_none()) {
+        const py::gil_scoped_release released;
+        aggregate(held.payloads, weights, span_of<float>(out_info), num_threads);
+        return;
+    }
+    const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
+    static_assert(sizeof(ClientStats) == 2 * sizeof(double));
+    const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
+                                              static_cast<std::size_t>(stats_info.size) / 2);
+    const py::gil_scoped_release released;
+    aggregate_with_stats(held.payloads, weights, span_of<float>(out_info), client_stats, num_threads);
+}
+
+void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
+                   std::size_t block, std::size_t size, int num_threads) {
+    const HeldPayload held(codes, scales, codec, block, size);
+    const py::gil_scoped_release released;
+    check(held.payload, num_threads);
+}
+
 void trimmed_mean_buffers(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
                           int num_threads) {
     const HeldPayloads held(tuples);
-    const py::buffer_info out_info = contiguous(out, "out", "f", true);
+    const py::buffer_info out_info = contiguous(out, "trimmed_mean: out", "f", true);
     const py::gil_scoped_release released;
     trimmed_mean(held.payloads, trim, span_of<float>(out_info), num_threads);
+}
+
+// `others`: None, or the payloads of the columns. `out`: float64, a row a payload.
+void gram_buffers(const std::vector<PayloadTuple>& tuples,
+                  const std::optional<std::vector<PayloadTuple>>& other_tuples, const py::object& out,
+                  int num_threads) {
+    const HeldPayloads held(tuples);
+    const py::buffer_info out_info = contiguous(out, "gram: out", "d", true);
+    if (!other_tuples) {
+        const py::gil_scoped_release released;
+        gram(held.payloads, span_of<double>(out_info), num_threads);
+        return;
+    }
+    const HeldPayloads others(*other_tuples);
+    const py::gil_scoped_release released;
+    gram(held.payloads, others.payloads, span_of<double>(out_info), num_threads);
 }
 
 std::vector<double> norms_of_buffers(const std::vector<PayloadTuple>& tuples, int num_threads) {
@@ -170,7 +150,7 @@ std::size_t encode_update_buffers(const py::object& updated, const py::object& b
                                   int num_threads) {
     const py::buffer_info updated_info = contiguous(updated, "new", "H", false);
     const py::buffer_info base_info = contiguous(base, "base", "H", false);
-    const py::buffer_info out_info = contiguous(out, "out", "B", true);
+    const py::buffer_info out_info = contiguous(out, "encode_update: out", "B", true);
     const py::gil_scoped_release released;
     return encode_update(span_of<const bfloat16>(updated_info), span_of<const bfloat16>(base_info),
                          span_of<std::uint8_t>(out_info), num_threads);
@@ -180,7 +160,7 @@ void apply_update_buffers(const py::object& base, const py::object& update, cons
                           int num_threads) {
     const py::buffer_info base_info = contiguous(base, "base", "H", false);
     const py::buffer_info update_info = contiguous(update, "update", "B", false);
-    const py::buffer_info out_info = contiguous(out, "out", "H", true);
+    const py::buffer_info out_info = contiguous(out, "apply_update: out", "H", true);
     const py::gil_scoped_release released;
     apply_update(span_of<const bfloat16>(base_info), span_of<const std::uint8_t>(update_info),
                  span_of<bfloat16>(out_info), num_threads);
@@ -191,9 +171,8 @@ void apply_update_buffers(const py::object& base, const py::object& update, cons
 void prefer_large_pages(const py::object& memory) {
 #if defined(__linux__)
     const py::buffer_info info = contiguous(memory, "memory", "fHB", true);
-    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto start = reinterpret_cast<std::uintptr_t>(info.ptr);
-    const std::uintptr_t end = start + static_cast<std::size_t>(info.size * info.itemsize);
+    const auto [start, end] = addresses_of(info);
+    const std::uintptr_t page = page_bytes();
     const std::uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
@@ -225,6 +204,8 @@ PYBIND11_MODULE(_C, module) {
         return scale_count(format_of(codec, block), size);
     });
     module.def("trimmed_mean", &trimmed_mean_buffers, py::arg("payloads"), py::arg("trim"), py::arg("out"),
+               py::arg("num_threads"));
+    module.def("gram", &gram_buffers, py::arg("payloads"), py::arg("others").none(true), py::arg("out"),
                py::arg("num_threads"));
     module.def("norms", &norms_of_buffers, py::arg("payloads"), py::arg("num_threads"));
     module.def("update_bound", &update_bound);

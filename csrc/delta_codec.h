@@ -99,8 +99,8 @@ void decode(const Payload& payload, std::span<float> out, int threads = 0);
 // sum = fma(weights[k] * scale, code, sum) for each payload, from a sum of -0, in one pass over memory; for
 // bf16 and none, fma(weights[k], value, sum). Payloads must have equal sizes; their codecs and blocks may
 // differ. Weights must be finite; they need not sum to 1. Terms are added in the order of codec, block,
-// weight, scales and codes (as bytes), so the order of the list changes no bit; comparing stops at the first
-// difference.
+// weight, scales and codes (as bytes), so the order of the list changes no bit. Where terms are equal in their
+// first bytes and differ later, the work is done twice.
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads = 0);
 

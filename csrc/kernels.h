@@ -85,12 +85,20 @@ struct Kernels {
                               std::uint8_t* codes, float* error);
 
     // sum[i] = fma(weight * scale, code, sum[i]) for each of `count` terms in turn, over the whole blocks that
-    // hold N values; for bf16 and none, fma(weight, value, sum[i]) for i < N. [codec]
-    void (*accumulate[5])(const Term* terms, std::size_t count, std::size_t block, std::size_t N, float* sum);
+    // hold N values; for bf16 and none, fma(weight, value, sum[i]) for i < N. Where `fresh`, sum[i] is not read but
+    // taken for -0, to which any x adds to x, -0 included. [codec]
+    void (*accumulate[5])(const Term* terms, std::size_t count, std::size_t block, std::size_t N, bool fresh,
+                          float* sum);
 
-    // squared_norm += values * values and dot += values * mean over i < N, both exact products in float64.
-    // Sixteen partial sums, each over every sixteenth i, are added in pairs. N is a multiple of 16.
-    void (*moments)(const float* values, const float* mean, std::size_t N, double* squared_norm, double* dot);
+    // squared_norm += values * values and dot += values * mean over i < N, exact products in float64. Sixteen partial
+    // sums, each over every sixteenth i, are added in pairs. N is a multiple of 16.
+    void (*moments)(const float* values, const double* mean, std::size_t N, double* squared_norm,
+                    double* dot);
+
+    // The same of a term's N values without its weight, N a multiple of the block: exact products of codes, summed by
+    // block, times the scale. [codec]
+    void (*moments_of_codes[3])(const Term& term, std::size_t block, std::size_t N, const double* mean,
+                                double* squared_norm, double* dot);
 
     // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread
     // reads.

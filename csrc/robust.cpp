@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "format.h"
+#include "gram.h"
 #include "kernels.h"
+#include "payloads.h"
 #include "robust_kernels.h"
 #include "threads.h"
 
@@ -36,43 +38,6 @@ namespace {
 
 constexpr std::size_t kSortedValues = std::size_t{1} << 16;  // of a tile, all payloads together: 256 KB
 constexpr std::size_t kLongestTile = std::size_t{1} << 13;
-constexpr std::size_t kSquared = std::size_t{1} << 16;  // values behind one partial sum
-
-// The values [first, first + N) of a payload as a payload; `first` is a multiple of the largest block.
-Payload slice(const Payload& payload, std::size_t first, std::size_t N) {
-    const Format format = payload.format;
-    return {format, N, payload.codes.subspan(code_bytes(format, first), code_bytes(format, N)),
-            payload.scales.subspan(scale_count(format, first), scale_count(format, N))};
-}
-
-void require_payloads(const std::string& function, std::span<const Payload> payloads) {
-    if (payloads.empty()) throw std::invalid_argument(function + ": no payloads; did every client fail?");
-    for (std::size_t k = 0; k < payloads.size(); ++k) {
-        const std::string where = function + ": payload " + std::to_string(k);
-        require_lengths(where, payloads[k]);
-        if (payloads[k].size != payloads[0].size) {
-            throw std::invalid_argument(where + " has " + std::to_string(payloads[k].size) +
-                                        " parameters, payload 0 has " + std::to_string(payloads[0].size) +
-                                        "; was it made from another model?");
-        }
-    }
-}
-
-// Throws, naming the payload and the index, if one of a payload's values [first, first + N) is not finite.
-void require_finite(const std::string& function, std::span<const Payload> payloads, std::size_t k,
-                    std::size_t first, std::size_t N) {
-    std::vector<float> values(kLongestTile);
-    for (std::size_t start = first; start < first + N; start += values.size()) {
-        const std::size_t count = std::min(values.size(), first + N - start);
-        decode(slice(payloads[k], start, count), std::span(values).first(count), 1);
-        for (std::size_t i = 0; i < count; ++i) {
-            if (std::isfinite(values[i])) continue;
-            throw std::invalid_argument(function + ": payload " + std::to_string(k) + " has the value " +
-                                        text(values[i]) + " at index " + std::to_string(start + i) +
-                                        "; check what comes from outside with check_codes");
-        }
-    }
-}
 
 void lower(std::atomic<std::size_t>& lowest, std::size_t value) {
     std::size_t seen = lowest.load();
@@ -139,9 +104,7 @@ void trimmed_mean(std::span<const Payload> payloads, std::size_t trim, std::span
     const std::size_t tile_size = std::min(whole_blocks, kLongestTile);
     const std::size_t tiles = (out.size() + tile_size - 1) / tile_size;
     std::atomic<std::size_t> fault = SIZE_MAX;
-    const std::size_t most =
-        static_cast<std::size_t>(threads == 0 ? available_threads() : std::max(threads, 1));
-    std::vector<float> scratch(std::min(most, tiles) * (K + 1) * tile_size);
+    std::vector<float> scratch(std::min(most_threads(threads), tiles) * (K + 1) * tile_size);
     std::atomic<std::size_t> ranges = 0;
     parallel_for(tiles, 1, threads, [&](std::size_t begin, std::size_t end) {
         if (begin == end) return;
@@ -161,7 +124,9 @@ void trimmed_mean(std::span<const Payload> payloads, std::size_t trim, std::span
     if (fault != SIZE_MAX) {
         const std::size_t first = fault * tile_size;
         const std::size_t N = std::min(tile_size, out.size() - first);
-        for (std::size_t k = 0; k < K; ++k) require_finite("trimmed_mean", payloads, k, first, N);
+        for (std::size_t k = 0; k < K; ++k) {
+            require_finite("trimmed_mean: payload " + std::to_string(k), payloads[k], first, N);
+        }
     }
 }
 
@@ -171,27 +136,8 @@ void norms(std::span<const Payload> payloads, std::span<double> norms, int threa
         throw std::invalid_argument("norms: " + std::to_string(payloads.size()) + " payloads but room for " +
                                     std::to_string(norms.size()) + " norms");
     }
-    const RobustKernels& simd = robust_kernels();
-    const std::size_t size = payloads[0].size, parts = (size + kSquared - 1) / kSquared;
-    std::vector<double> squares(payloads.size() * parts);
-    parallel_for(squares.size(), 1, threads, [&](std::size_t begin, std::size_t end) {
-        alignas(64) float values[kLongestTile];
-        for (std::size_t at = begin; at < end; ++at) {
-            const std::size_t part = at % parts * kSquared, past = std::min(part + kSquared, size);
-            for (std::size_t first = part; first < past; first += kLongestTile) {
-                const std::size_t N = std::min(kLongestTile, past - first);
-                decode(slice(payloads[at / parts], first, N), {values, N}, 1);
-                std::fill(values + N, values + kLongestTile, 0.0f);
-                squares[at] += simd.sum_of_squares(values, N);
-            }
-        }
-    });
-    for (std::size_t k = 0; k < payloads.size(); ++k) {
-        double sum = 0.0;
-        for (std::size_t part = 0; part < parts; ++part) sum += squares[k * parts + part];
-        if (!std::isfinite(sum)) require_finite("norms", payloads, k, 0, size);
-        norms[k] = std::sqrt(sum);
-    }
+    squared_norms(payloads, norms, threads);
+    for (double& norm : norms) norm = std::sqrt(norm);
 }
 
 }  // namespace fgrpo

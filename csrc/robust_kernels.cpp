@@ -49,38 +49,11 @@ bool trimmed_mean(const float* values, size_t stride, size_t K, size_t N, const 
     return any == 0;
 }
 
-constexpr size_t kWideLanes = kLanes / 2;
-using Doubles = Vector<double, kWideLanes>;
-
-inline Doubles load_wide(const float* from) {
-    const auto values = load<Vector<float, kWideLanes>>(from);
-#if defined(__AVX512F__)
-    return (Doubles)_mm512_cvtps_pd((__m256)values);  // of the plain form GCC 12 makes two conversions
-#else
-    return __builtin_convertvector(values, Doubles);
-#endif
-}
-
-double sum_of_squares(const float* values, size_t N) {
-    // As many sums whatever the width. A float's square is exact in float64.
-    Doubles sums[32 / kWideLanes] = {};
-    for (size_t first = 0; first < N; first += 32) {
-#pragma GCC unroll 16
-        for (size_t j = 0; j < 32 / kWideLanes; ++j) {
-            const Doubles wide = load_wide(values + first + j * kWideLanes);
-            sums[j] += wide * wide;
-        }
-    }
-    double total = 0.0;
-    for (size_t j = 0; j < 32; ++j) total += sums[j / kWideLanes][j % kWideLanes];
-    return total;
-}
-
 }  // namespace
 
 namespace robust {
 extern const RobustKernels FGRPO_SIMD;
-constinit const RobustKernels FGRPO_SIMD = {FGRPO_SIMD_NAME, trimmed_mean, sum_of_squares};
+constinit const RobustKernels FGRPO_SIMD = {FGRPO_SIMD_NAME, trimmed_mean};
 }  // namespace robust
 
 }  // namespace fgrpo

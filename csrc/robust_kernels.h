@@ -21,9 +21,6 @@ struct RobustKernels {
     // Returns whether all values were finite. At most 64 rows.
     bool (*trimmed_mean)(const float* values, std::size_t stride, std::size_t K, std::size_t N,
                          const Comparator* network, std::size_t comparators, std::size_t trim, float* out);
-
-    // The sum of squares of N values, N rounded up to 32; a value past N must be 0.
-    double (*sum_of_squares)(const float* values, std::size_t N);
 };
 
 // The table for the instruction set in use (see use_simd).

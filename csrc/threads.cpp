@@ -41,12 +41,15 @@ int available_threads() {
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+std::size_t most_threads(int threads) {
+    return static_cast<std::size_t>(threads == 0 ? available_threads() : std::max(threads, 1));
+}
+
 void parallel_for(std::size_t count, std::size_t grain, int threads,
                   const std::function<void(std::size_t, std::size_t)>& body) {
     if (threads < 0)
         throw std::invalid_argument("threads must be 0 (every core) or more, got " + std::to_string(threads));
-    const std::size_t most = static_cast<std::size_t>(threads == 0 ? available_threads() : threads);
-    const std::size_t ranges = std::clamp<std::size_t>(count / grain, 1, most);
+    const std::size_t ranges = std::clamp<std::size_t>(count / grain, 1, most_threads(threads));
     const auto run = [&](std::size_t range) {
         const DefaultFloatEnvironment environment;
         body(count * range / ranges, count * (range + 1) / ranges);

@@ -126,5 +126,28 @@ struct Group {
     using Ints = Vector<int, lanes>;
 };
 
+// float64, half as many to a register.
+inline constexpr size_t kWide = kLanes / 2;
+using Doubles = Vector<double, kWide>;
+
+inline Doubles widen(Vector<float, kWide> values) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtps_pd((__m256)values);  // of the plain form GCC 12 makes two conversions
+#else
+    return __builtin_convertvector(values, Doubles);
+#endif
+}
+
+// a * b + sum, where the product is exact, so that fusing it with the sum changes nothing.
+inline Doubles add_exact_product(Doubles a, Doubles b, Doubles sum) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__FMA__)
+    return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#else
+    return sum + a * b;
+#endif
+}
+
 }  // namespace
 }  // namespace fgrpo

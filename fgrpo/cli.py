@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _ENVIRONMENT = {
     "GOMP_SPINCOUNT": "0",  # threads that wait by spinning make two runs on the same cores 20 times slower than one
     "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",  # our own display speaks
+    "TQDM_DISABLE": "1",  # our own display speaks, and no library beside it
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for an error that a person can mend, 130 when interrupted."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -71,29 +75,16 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     return parser, arguments, overrides
 
 
-def _quiet_libraries() -> None:
-    """Silence the libraries' loading bars and hints."""
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-
-
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import train
     from fgrpo.settings import read_config
 
-    _quiet_libraries()
     _finish(train(read_config(arguments.config, overrides), _observed))
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import resume
 
-    _quiet_libraries()
     _finish(resume(arguments.run, overrides, _observed))
 
 
@@ -101,7 +92,6 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import evaluate
     from fgrpo.show.summary import print_evaluations
 
-    _quiet_libraries()
     print_evaluations(evaluate(arguments.target, overrides, arguments.round))
 
 
@@ -150,11 +140,15 @@ def _finish(folder: RunFolder) -> None:
 
 @contextmanager
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
+    from fgrpo.participation import participants
     from fgrpo.show.progress import Observers, Progress
     from fgrpo.show.tensorboard import TensorBoardWriter
+    from fgrpo.show.text import engine
 
+    print(f"engine: {engine(config.engine)}")
     done = max(folder.rounds(), default=0)
-    with Progress(config.rounds, clients, done=done) as progress, TensorBoardWriter(folder) as curves:
+    asked = len(participants(clients, config, done + 1))
+    with Progress(config.rounds, clients, asked=asked, done=done) as progress, TensorBoardWriter(folder) as curves:
         yield Observers([progress, curves])
 
 

@@ -96,6 +96,8 @@ class RolloutConfig:
         max_new_tokens: length limit of a completion, in tokens.
         temperature: sampling temperature; the loss uses the same.
         system_prompt: put before every prompt, where the chat template has a place for it.
+        sampler: what draws completions: `transformers` is a decoding loop over the model itself, on any device; `vllm`
+            an engine of its own beside it, on the same GPU.
     """
 
     prompts_per_step: int = 16
@@ -103,6 +105,7 @@ class RolloutConfig:
     max_new_tokens: int = 64
     temperature: float = 1.0
     system_prompt: str | None = None
+    sampler: Literal["transformers", "vllm"] = "transformers"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class TrainConfig:
         baseline: subtract the group's mean, or the mean of the other completions (RLOO).
         beta: weight of the KL penalty towards the starting model.
         entropy_coef: weight of the entropy bonus.
+        model_dropout: train with the dropout that the model's own configuration asks for, which rollouts do without, so
+            that ratios move off 1 before the policy does; dropout of the adapters is `lora.dropout`.
     """
 
     local_steps: int = 4
@@ -143,6 +148,7 @@ class TrainConfig:
     baseline: Literal["mean", "leave_one_out"] = "mean"
     beta: float = 0.0
     entropy_coef: float = 0.0
+    model_dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,14 +223,31 @@ class EvaluationConfig:
     """Greedy accuracy of the global model on each client's held-out prompts.
 
     Args:
-        prompts: held-out prompts per client; they never appear in its training.
+        prompts: held-out prompts per client; they never appear in any client's training.
         every: rounds between evaluations; the model is always evaluated before the first and after the last round.
         batch_size: prompts decoded at once.
+        clients: clients that hold prompts out, a seeded sample that stays the same for the whole run; null is all.
     """
 
     prompts: int = 64
     every: int = 0
     batch_size: int = 64
+    clients: int | None = None
+
+
+@dataclass(frozen=True)
+class ParticipationConfig:
+    """Which clients take part in a round: a sample that depends on the seed and the round alone.
+
+    Args:
+        fraction: share of the clients, rounded to a whole number, at least one.
+        clients_per_round: or how many of them.
+        seed: of the sample; null is the run's.
+    """
+
+    fraction: float | None = None
+    clients_per_round: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,10 +255,16 @@ class EngineConfig:
     """Where clients live.
 
     Args:
-        stacked: all clients at once in one process, their LoRA adapters stacked over one frozen model: for one
-            accelerator. Results are those of one client after another, to rounding.
+        workers: processes that clients are handed out to; 0 keeps them in this one. null decides by the cores, the
+            clients of a round, the memory and the model's size; on an accelerator it is 0.
+        threads: CPU threads per client, on which rounding depends. null is OMP_NUM_THREADS where that is set, else 1
+            for a small model, else the cores, divided among the workers.
+        stacked: all clients of a round at once in this process, their LoRA adapters stacked over one frozen model: for
+            one accelerator. Results are those of one client after another, to rounding.
     """
 
+    workers: int | None = None
+    threads: int | None = None
     stacked: bool = False
 
 
@@ -259,6 +288,7 @@ class Config:
         aggregation: how clients are weighed.
         server: how the global model moves.
         evaluation: held-out accuracy.
+        participation: who takes part in a round; null is everybody.
         engine: where clients live.
         rounds: federated rounds.
         seed: seed of everything random.
@@ -279,6 +309,7 @@ class Config:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    participation: ParticipationConfig | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     rounds: int = 10
     seed: int = 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from fgrpo.config import Config
 from fgrpo.engines.base import Engine, Observer
 from fgrpo.errors import RunError
-from fgrpo.records import Accepted, Evaluation, Record, RoundSummary, ServerState
+from fgrpo.participation import participants
+from fgrpo.records import Accepted, Evaluation, Failure, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.server.aggregation import gains, make_rule, updated_history
 from fgrpo.server.combine import combine
@@ -18,21 +21,22 @@ from fgrpo.server.validation import sort_replies
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import fingerprint
 
+_log = logging.getLogger(__name__)
+
 
 def play_round(
     state: ServerState, engine: Engine, config: Config, observer: Observer
 ) -> tuple[ServerState, RoundSummary, list[Accepted]]:
-    """Send the global model to every client, weigh what comes back, and step along its mean."""
+    """Send the global model to the round's clients, weigh what comes back, and step along its mean."""
     number, stopwatch = state.round + 1, Stopwatch(lambda stage: observer.stage("server", stage))
+    asked = participants(engine.clients, config, number)
     with stopwatch("clients"):
-        replies, residuals = engine.train(state)
+        replies, residuals = engine.train(state, asked, observer)
+        _log_failures(replies, number)
     with stopwatch("validate"):
-        accepted, quarantined = sort_replies(
-            replies, engine.clients, number, engine.manifest, base=fingerprint(state.params_P)
-        )
-        if not accepted:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in quarantined.items())
-            raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
+        accepted, quarantined = sort_replies(replies, asked, number, engine.manifest, base=fingerprint(state.params_P))
+    if not accepted:
+        return _lost_round(state, len(asked) < len(engine.clients), quarantined, engine, config, stopwatch)
     with stopwatch("aggregate"):
         reports = [reply.report for reply in accepted]
         clients = [report.client for report in reports]
@@ -47,7 +51,7 @@ def play_round(
         params_P=params_P,
         optimizer=optimizer,
         history=updated_history(state.history, reports, config.aggregation.decay),
-        residuals={**state.residuals, **{client: residuals[client] for client in clients if client in residuals}},
+        residuals=state.residuals.updated({c: residuals[c] for c in clients if c in residuals}),
     )
     summary = RoundSummary(
         round=number,
@@ -64,13 +68,30 @@ def play_round(
     return new_state, summary, accepted
 
 
+def _lost_round(
+    state: ServerState,
+    others_left: bool,
+    quarantined: Mapping[str, str],
+    engine: Engine,
+    config: Config,
+    stopwatch: Stopwatch,
+) -> tuple[ServerState, RoundSummary, list[Accepted]]:
+    """Leave the model as it is if the next round may ask others; else there is no use in going on."""
+    number = state.round + 1
+    if not others_left:
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in quarantined.items())
+        raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
+    size, seconds, robust = 4 * engine.manifest.size, dict(stopwatch.seconds), config.aggregation.robust
+    return replace(state, round=number), RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust), []
+
+
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
     """Play rounds until `config.rounds` are complete; after each, the folder holds all that the next one needs."""
     if not folder.rounds():
-        _close_round(state, [], [], engine, config, folder, observer)
+        state = _close_round(state, [], [], engine, config, folder, observer)
     while state.round < config.rounds:
         state, summary, accepted = play_round(state, engine, config, observer)
-        _close_round(
+        state = _close_round(
             state, [*(reply.report for reply in accepted), summary], accepted, engine, config, folder, observer
         )
     return state
@@ -84,14 +105,24 @@ def _close_round(
     config: Config,
     folder: RunFolder,
     observer: Observer,
-) -> None:
-    """Evaluate if it is due, put the round on disk, and tell the observer."""
+) -> ServerState:
+    """Evaluate if it is due, put the round on disk, and tell the observer; return the state to go on from."""
     every = config.evaluation.every
     if state.round in (0, config.rounds) or (every and state.round % every == 0):
         observer.stage("server", "evaluate")
-        # A client that cannot be evaluated cannot train either: its quarantine gives the reason.
-        records = [*records, *(e for e in engine.evaluate(state) if isinstance(e, Evaluation))]
+        results = list(engine.evaluate(state))
+        # One that cannot be evaluated cannot train either: its quarantine tells the reason, the log the rest.
+        _log_failures(results, state.round)
+        records = [*records, *(result for result in results if isinstance(result, Evaluation))]
     observer.stage("server", "save")
-    folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
+    state = folder.commit(state, records, {reply.report.client: reply.payload for reply in accepted})
     for record in records:
         observer.record(record)
+    return state
+
+
+def _log_failures(results: Iterable[object], number: int) -> None:
+    """Note what a quarantine's one line does not say."""
+    for result in results:
+        if isinstance(result, Failure):
+            _log.error("round %d, client %s: %s\n%s", number, result.client, result.reason, result.traceback)

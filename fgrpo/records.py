@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo.residuals import Residuals
 from fgrpo_kernels.codec import Encoded
 
 
@@ -101,10 +102,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that could not answer, and why, in one line."""
+    """A client that could not answer.
+
+    Attributes:
+        reason: why, in one line.
+        traceback: for the run's log; empty where there is none to show.
+    """
 
     client: str
     reason: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,18 +192,18 @@ class ServerState:
         params_P: float32, the global trainable parameters in the manifest's order.
         optimizer: the server optimiser's own vectors, each float32 [P].
         history: personalised baselines.
-        residuals: each client's error-feedback residual, float32 [P].
+        residuals: each client's error-feedback residual, float32 [P], of those that have taken part.
     """
 
     round: int
     params_P: Tensor
     optimizer: Mapping[str, Tensor]
     history: Mapping[str, ClientHistory]
-    residuals: Mapping[str, Tensor]
+    residuals: Residuals
 
     @staticmethod
     def initial(params_P: Tensor) -> ServerState:
-        return ServerState(0, params_P.to(torch.float32), {}, {}, {})
+        return ServerState(0, params_P.to(torch.float32), {}, {}, Residuals())
 
 
 Record = Report | Evaluation | RoundSummary

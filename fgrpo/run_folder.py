@@ -4,25 +4,30 @@ RUN/config.yaml                 the configuration
 RUN/rounds/0003/records.jsonl   what the round measured
 RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
 RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
+RUN/residuals/0003/             compression residuals of clients that round 3 heard last (while a kept state needs them)
 RUN/metrics.jsonl               the records of all rounds, one after another
+RUN/log.txt                     the tracebacks of clients that failed, if any did
 RUN/tensorboard/, RUN/model/    curves, and the final model
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fgrpo.errors import RunError
 from fgrpo.records import ClientHistory, Record, ServerState, from_json, to_json
+from fgrpo.residuals import Residuals, StoredTensor, sync
 
 _KEPT_ROUNDS = 2
 
@@ -35,6 +40,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self._rounds = self.path / "rounds"
+        self._residuals = self.path / "residuals"
 
     @staticmethod
     def create(path: str | Path, config_yaml: str) -> RunFolder:
@@ -63,22 +69,35 @@ class RunFolder:
         """Return the numbers of the whole rounds on disk; 0 is the state before training."""
         return sorted(int(entry.name) for entry in self._rounds.glob("[0-9]*") if entry.is_dir())
 
-    def commit(self, state: ServerState, records: Sequence[Record], payloads: Mapping[str, bytes]) -> None:
-        """Write a round beside its place, flush it, and move it there in one step."""
+    def initial(self, params_P: Tensor) -> ServerState:
+        """Return the state before the first round, whose clients' residuals will lie in this folder."""
+        return replace(ServerState.initial(params_P), residuals=Residuals(folder=self._residuals))
+
+    def commit(self, state: ServerState, records: Sequence[Record], payloads: Mapping[str, bytes]) -> ServerState:
+        """Write a round beside its place, flush it, and move it there in one step.
+
+        Returns:
+            The state to go on from: the same, with every residual in this folder.
+        """
         draft, final = self._rounds / f".{state.round:04d}", self._round(state.round)
         try:
+            residuals = state.residuals.within(self._residuals, state.round)
             shutil.rmtree(draft, ignore_errors=True)
             (draft / "payloads").mkdir(parents=True)
             _write(draft / "records.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records).encode())
             for client, payload in payloads.items():
                 _write(draft / "payloads" / f"{client}.safetensors", payload)
-            history = {client: asdict(past) for client, past in state.history.items()}
-            _write(draft / "state.json", json.dumps({"round": state.round, "history": history}, indent=1).encode())
+            described = {
+                "round": state.round,
+                "history": {client: asdict(past) for client, past in state.history.items()},
+                "residuals": residuals.rounds(),
+            }
+            _write(draft / "state.json", json.dumps(described, indent=1).encode())
             save_file(_tensors(state), draft / "state.safetensors")
-            _sync(draft / "state.safetensors")
-            _sync(draft)
+            sync(draft / "state.safetensors")
+            sync(draft)
             os.replace(draft, final)
-            _sync(self._rounds)
+            sync(self._rounds)
             with self.metrics_file.open("ab") as metrics:
                 metrics.write((final / "records.jsonl").read_bytes())
         except (OSError, SafetensorError) as error:
@@ -88,6 +107,7 @@ class RunFolder:
                 f"the rounds before it are whole, continue with `fgrpo resume {self.path}`"
             ) from None
         self._prune(state.round)
+        return replace(state, residuals=residuals)
 
     def load(self, round_number: int | None = None) -> ServerState:
         """Read the state after a round, by default the last whole one."""
@@ -98,15 +118,23 @@ class RunFolder:
         folder = self._round(number)
         try:
             described = json.loads((folder / "state.json").read_text())
-            tensors = load_file(folder / "state.safetensors")
+            with safe_open(folder / "state.safetensors", "pt") as tensors:
+                params_P = tensors.get_tensor("params")
+                optimizer = {name: tensors.get_tensor(key) for name, key in _under("optimizer.", tensors.keys())}
+                within_state = dict(_under("residual.", tensors.keys()))
+            residuals = Residuals.found(self._residuals, described.get("residuals", {}))
+            for file in residuals.files():
+                file.stat()
         except (OSError, ValueError, SafetensorError) as error:
             raise RunError(f"{self.path}: the state of round {number} cannot be read: {error}") from None
+        # Folders of earlier releases hold the residuals within the state; the next commit gives them files.
+        stored = {client: StoredTensor(folder / "state.safetensors", key) for client, key in within_state.items()}
         return ServerState(
             round=described["round"],
-            params_P=tensors["params"],
-            optimizer=_under("optimizer.", tensors),
+            params_P=params_P,
+            optimizer=optimizer,
             history={client: ClientHistory(**past) for client, past in described["history"].items()},
-            residuals=_under("residual.", tensors),
+            residuals=residuals.updated(stored),
         )
 
     def reopen(self, config_yaml: str) -> None:
@@ -131,35 +159,49 @@ class RunFolder:
     def _round(self, number: int) -> Path:
         return self._rounds / f"{number:04d}"
 
+    @contextmanager
+    def log(self) -> Iterator[None]:
+        """Have what goes wrong at clients written to `RUN/log.txt`, which exists only once something does."""
+        handler = logging.FileHandler(self.path / "log.txt", delay=True, encoding="utf-8", errors="backslashreplace")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger = logging.getLogger("fgrpo")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
     def _prune(self, newest: int) -> None:
         """Drop the large files of rounds that nobody resumes from."""
+        needed: set[Path] = set()
         for number in self.rounds():
             if number <= newest - _KEPT_ROUNDS:
                 for name in ("state.json", "state.safetensors"):
                     (self._round(number) / name).unlink(missing_ok=True)
                 shutil.rmtree(self._round(number) / "payloads", ignore_errors=True)
+            else:
+                described = json.loads((self._round(number) / "state.json").read_text())
+                needed |= Residuals.found(self._residuals, described.get("residuals", {})).files()
+        for path in set(self._residuals.glob("*/*")) - needed:
+            path.unlink()
+        for folder in self._residuals.glob("*"):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
-def _tensors(state: ServerState) -> dict[str, Any]:
+def _tensors(state: ServerState) -> dict[str, Tensor]:
     return {
         "params": state.params_P,
         **{f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()},
-        **{f"residual.{client}": tensor for client, tensor in state.residuals.items()},
     }
 
 
-def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _under(prefix: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names that begin with a prefix, each as (without it, whole)."""
+    return ((name.removeprefix(prefix), name) for name in names if name.startswith(prefix))
 
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)

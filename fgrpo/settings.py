@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
+from fgrpo.participation import clients_per_round
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -70,15 +71,17 @@ def check(config: Config) -> None:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
     if config.engine.stacked and config.lora is None:
         raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
+    if config.engine.stacked and config.engine.workers:
+        raise ConfigError(f"engine.stacked: it goes without workers, got engine.workers {config.engine.workers}")
     for name, client in config.clients.items():
         if client.reward_scale <= 0:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
-    _check_robust(config)
+    _check_robust(config, clients_per_round(config))
 
 
-def _check_robust(config: Config) -> None:
+def _check_robust(config: Config, clients: int | None) -> None:
     """Raise ConfigError for a parameter of `aggregation.robust` that is missing or that nothing would read."""
     robust = config.aggregation.robust
     for key, reader in (("max_norm", "clipped_mean"), ("trim", "trimmed_mean")):
@@ -87,16 +90,13 @@ def _check_robust(config: Config) -> None:
             raise ConfigError(f"aggregation.{key}: aggregation.robust {reader} needs it")
         if robust != reader and value is not None:
             raise ConfigError(f"aggregation.{key}: only aggregation.robust {reader} reads it, got robust {robust}")
-    if robust not in ("trimmed_mean", "median"):
+    if robust not in ("trimmed_mean", "median") or clients is None:
         return
     from fgrpo_kernels.robust import MOST_SORTED  # here, as it brings torch: settings are read without
 
-    clients = len(config.clients)
-    if config.partition is not None and config.partition.scheme != "column":  # a column's values are not known yet
-        clients = config.partition.clients
     if clients > MOST_SORTED:
         raise ConfigError(f"aggregation.robust: {robust} sorts at most {MOST_SORTED} clients, got {clients}")
-    if clients and config.aggregation.trim is not None and clients <= 2 * config.aggregation.trim:
+    if config.aggregation.trim is not None and clients <= 2 * config.aggregation.trim:
         raise ConfigError(f"aggregation.trim: {config.aggregation.trim} at each end leave nothing of {clients} clients")
 
 
@@ -142,6 +142,11 @@ _RANGES = [
     ("evaluation.prompts", *_at_least(1)),
     ("evaluation.every", *_at_least(0)),
     ("evaluation.batch_size", *_at_least(1)),
+    ("evaluation.clients", *_at_least(1)),
+    ("participation.fraction", (lambda fraction: 0 < fraction <= 1), "above 0, at most 1"),
+    ("participation.clients_per_round", *_at_least(1)),
+    ("engine.workers", *_at_least(0)),
+    ("engine.threads", *_at_least(1)),
     ("lora.rank", *_at_least(1)),
     ("partition.clients", *_at_least(1)),
     ("partition.alpha", *_above_0()),

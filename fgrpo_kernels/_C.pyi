@@ -1,6 +1,6 @@
 # ruff: noqa: N999
 # The compiled codec (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B",
-# statistics float64 "d" [K, 2].
+# statistics float64 "d" [K, 2], products float64 "d" [K, M].
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +32,12 @@ def code_bytes(codec: str, block: int, size: int, /) -> int: ...
 def scale_count(codec: str, block: int, size: int, /) -> int: ...
 def trimmed_mean(
     payloads: Sequence[tuple[Buffer, Buffer, str, int, int]], trim: int, out: Buffer, num_threads: int
+) -> None: ...
+def gram(
+    payloads: Sequence[tuple[Buffer, Buffer, str, int, int]],
+    others: Sequence[tuple[Buffer, Buffer, str, int, int]] | None,
+    out: Buffer,
+    num_threads: int,
 ) -> None: ...
 def norms(payloads: Sequence[tuple[Buffer, Buffer, str, int, int]], num_threads: int) -> list[float]: ...
 def update_bound(size: int, /) -> int: ...

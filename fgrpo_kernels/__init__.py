@@ -38,3 +38,8 @@ __all__ = [
     "token_weights",
     "top_entropy_mask",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a person may call: not the modules that hold it."""
+    return sorted(__all__)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec.buffers import buffer_of, require_on_cpu, thread_count
+from fgrpo_kernels.codec.buffers import buffer_of, require_on_cpu, require_writable, thread_count
 
 __all__ = ["SparseUpdate", "apply_update", "encode_update"]
 
@@ -70,7 +70,6 @@ def apply_update(
     if out is None:
         out = torch.empty_like(base, requires_grad=False)
     out = require_on_cpu("apply_update: out", out, torch.bfloat16)
-    if out.requires_grad:
-        raise ValueError("apply_update: out is written in place, so it must not require grad; call .detach() first")
+    require_writable("apply_update: out", out, torch.bfloat16)
     _C.apply_update(buffer_of(base), update.data, buffer_of(out), thread_count("apply_update", num_threads))
     return out

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at, check_floating, check_positive
+from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_tensors
+from fgrpo_kernels.derivatives import check_constants
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import group_advantages as gpu
 from fgrpo_kernels.results import GroupAdvantages
 
 Scale = Literal["group", "batch", "none"]
 Baseline = Literal["mean", "leave_one_out"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 
 def group_advantages(
@@ -24,6 +26,7 @@ def group_advantages(
     group_ids: Tensor | None = None,
     num_groups: int | None = None,
     reward_weights: Tensor | None = None,
+    multi_objective_aggregation: Aggregation = "sum_then_normalize",
     scale: Scale = "group",
     baseline: Baseline = "mean",
     eps: float = 1e-4,
@@ -42,6 +45,11 @@ def group_advantages(
             waits). Nothing is then looked at on a GPU: an id out of range, or a group of one row where it is refused,
             gets NaN.
         reward_weights: `[R]` weights of the reward functions (default 1 each); only with rewards `[B, R]`.
+        multi_objective_aggregation: what becomes of several reward functions (TRL's name and values).
+            "sum_then_normalize": their weighted sum is the reward. "normalize_then_sum" (GDPO, arXiv 2601.05242): each
+            is normalised in its group, `(reward - mean) / (std + eps)`, and their weighted sum is normalised again,
+            over the batch; so a function with a small spread counts as much as one with a large one. That leaves no
+            choice of `scale` and `baseline`. A group is then degenerate if those sums are all equal in it.
         scale: what divides: the standard deviation (Bessel's) of the "group" or of the whole "batch", plus `eps`;
             "none" divides by nothing (Dr. GRPO).
         baseline: "mean" of the group, or "leave_one_out": the mean of the group's other rows (RLOO).
@@ -50,6 +58,8 @@ def group_advantages(
     Returns:
         GroupAdvantages(advantages `[B]`, mean `[S]`, std `[S]`, degenerate `[S]`), float32 (float64 for float64
         rewards), without gradient; groups in order of appearance for `group_size`, in order of id for `group_ids`.
+        The arithmetic is float64: rewards may be large, and differ by little next to their size. Mean and standard
+        deviation are those of the weighted sums of rewards.
         Equal rewards are found by comparing them, not by a small std, and get advantages of exactly 0. So does a
         group in which only one row has a reward.
 
@@ -57,9 +67,18 @@ def group_advantages(
     is the mean of the batch (with "leave_one_out", of the batch's other rows), as in REINFORCE++, and it is
     degenerate if the whole batch is.
 
+    Example:
+        >>> rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.5])  # three prompts, two completions each
+        >>> group_advantages(rewards, group_size=2, eps=1e-6).advantages
+        tensor([ 0.7071, -0.7071, -0.7071,  0.7071,  0.0000,  0.0000])
+
     Raises:
         TypeError, ValueError: see above; the message says which.
+        NotImplementedError: a derivative asked for in the rewards, by `torch.func` or in forward mode.
     """
+    check_tensors("group_advantages", {"group_ids": group_ids}, rewards=rewards)
+    if reward_weights is not None:  # on any device: there are few
+        check_tensors("group_advantages", reward_weights=reward_weights)
     check_floating("group_advantages", "rewards", rewards)
     if rewards.ndim not in (1, 2):
         raise ValueError(f"group_advantages: rewards must be [B] or [B, R], got {list(rewards.shape)}")
@@ -74,8 +93,20 @@ def group_advantages(
         raise ValueError(f'group_advantages: scale must be "group", "batch" or "none", got {scale!r}')
     if baseline not in ("mean", "leave_one_out"):
         raise ValueError(f'group_advantages: baseline must be "mean" or "leave_one_out", got {baseline!r}')
+    if multi_objective_aggregation not in get_args(Aggregation):
+        raise ValueError(
+            f"group_advantages: multi_objective_aggregation must be one of {', '.join(get_args(Aggregation))}, got "
+            f"{multi_objective_aggregation!r}"
+        )
+    decoupled = multi_objective_aggregation == "normalize_then_sum"
+    if decoupled and (scale, baseline) != ("group", "mean"):
+        raise ValueError(
+            "group_advantages: normalize_then_sum normalises in the group and then over the batch, so scale and "
+            f"baseline must be left at their defaults, got {scale!r} and {baseline!r}"
+        )
     check_positive("group_advantages", "eps", eps)
     _check_groups(rewards.shape[0], group_size, group_ids, num_groups)
+    check_constants("group_advantages", rewards=rewards, reward_weights=reward_weights)
     rewards = rewards.detach()
     if group_ids is None:
         assert group_size is not None, "just checked"
@@ -89,16 +120,17 @@ def group_advantages(
             'per prompt, or use scale="batch" to compare with the batch'
         )
     if uses_triton(rewards):
-        outputs = gpu.group_advantages(
-            rewards, group_size or 0, group_ids, num_groups, reward_weights, scale, baseline, eps
-        )
-        return GroupAdvantages(*outputs)
+        arguments = (rewards, group_size or 0, group_ids, num_groups, reward_weights)
+        if decoupled:
+            return GroupAdvantages(*gpu.normalize_then_sum(*arguments, eps))
+        return GroupAdvantages(*gpu.group_advantages(*arguments, scale, baseline, eps))
     return reference.group_advantages(
         rewards,
         group_size,
         group_ids=group_ids,
         num_groups=num_groups,
         reward_weights=reward_weights,
+        multi_objective_aggregation=multi_objective_aggregation,
         scale=scale,
         baseline=baseline,
         eps=eps,

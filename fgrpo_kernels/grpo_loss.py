@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_rows, check_targets, real_vocab_size
+from fgrpo_kernels import reference
+from fgrpo_kernels.checks import (
+    can_look_at,
+    check_floating,
+    check_positive,
+    check_rows,
+    check_targets,
+    check_tensors,
+    real_vocab_size,
+)
+from fgrpo_kernels.derivatives import as_constant, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import grpo_loss as gpu
 from fgrpo_kernels.gpu import policy_terms as gpu_terms
@@ -45,6 +57,7 @@ def grpo_loss(
         advantages: padded `[B]`, `[B, 1]` or `[B, T]`; packed `[N]`, or `[S]` with `sequence_ids` (read as one a row
             if both fit).
         weights: one a row. Masks, reductions and data-parallel normalisers all come in here: see `token_weights`.
+            A mask itself is none: bool and integers are refused, 0 and 1 in floating point warned of once.
             A row of weight 0 adds exactly 0 to loss and gradient, whatever its other entries are, NaN included.
         old_logp: log-probabilities under the policy that sampled the tokens; None means the current ones (ratio 1).
         ref_logp: those under the reference model; needed for `beta != 0`, otherwise only the `kl` metric uses them.
@@ -74,30 +87,40 @@ def grpo_loss(
         - `informative`: share of the whole weight that is on informative rows. `clip_ratio/low * informative`
           is the clip ratio over all weighted tokens.
 
+    Example:
+        >>> logits = torch.zeros(2, 3, 5, requires_grad=True)  # two sequences of three tokens
+        >>> targets, mask = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> loss, metrics = grpo_loss(logits, targets, torch.tensor([1.0, -1.0]), token_weights(mask))
+        >>> loss.backward()
+        >>> round(loss.item(), 4), round(metrics["entropy"].item(), 4)
+        (-0.2, 1.6094)
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`, or a derivative asked for in a constant.
     """
+    check_tensors("grpo_loss", logits=logits, targets=targets)
     check_floating("grpo_loss", "logits", logits)
     check_positive("grpo_loss", "temperature", temperature)
     vocab_size = real_vocab_size("grpo_loss", vocab_size, logits.shape[-1])
-    terms = flatten_terms(
-        "grpo_loss",
-        logits.shape[:-1],
-        accumulation_dtype(logits.dtype),
-        advantages=advantages,
-        weights=weights,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
-        policy_factor=policy_factor,
-        mask=mask,
-        sequence_ids=sequence_ids,
-        objective=objective,
-        beta=beta,
-        kl=kl,
-        entropy_coef=entropy_coef,
-    )
+    of_terms: dict[str, Any] = {
+        "advantages": advantages,
+        "weights": weights,
+        "old_logp": old_logp,
+        "ref_logp": ref_logp,
+        "policy_factor": policy_factor,
+        "mask": mask,
+        "sequence_ids": sequence_ids,
+        "objective": objective,
+        "beta": beta,
+        "kl": kl,
+        "entropy_coef": entropy_coef,
+    }
+    terms = flatten_terms("grpo_loss", logits.shape[:-1], accumulation_dtype(logits.dtype), targets, **of_terms)
     check_rows("grpo_loss", "targets", targets, logits.shape[:-1])
-    targets_N = targets.reshape(-1)
+    if needs_reference(logits):
+        return reference.grpo_loss(logits, targets, **of_terms, temperature=temperature, vocab_size=vocab_size)
+    targets_N = as_constant(targets).reshape(-1)
     form = device_form(objective)
     if uses_triton(logits) and form is not None:
         live_N = terms.informative_mask() if can_look_at(targets) else None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import can_look_at, check_rows
+from fgrpo_kernels.checks import can_look_at, check_logprobs, check_rows, check_tensors, check_weights
+from fgrpo_kernels.derivatives import as_constant, check_constants
 from fgrpo_kernels.kl import ESTIMATORS, KL
 from fgrpo_kernels.objectives import Objective
 from fgrpo_kernels.policy_terms import PolicyTerms
@@ -18,6 +19,7 @@ def flatten_terms(
     op: str,
     rows_shape: torch.Size,
     dtype: torch.dtype,
+    targets: Tensor,
     *,
     advantages: Tensor,
     weights: Tensor,
@@ -33,12 +35,16 @@ def flatten_terms(
 ) -> PolicyTerms:
     """Check the arguments that `grpo_loss` and `linear_grpo_loss` share, and flatten them to `[N]` vectors of `dtype`.
 
-    `rows_shape` is `[B, T]` for the padded layout and `[N]` for the packed one.
+    `rows_shape` is `[B, T]` for the padded layout and `[N]` for the packed one; the other tensors are on the targets'
+    device.
     """
     if len(rows_shape) not in (1, 2):
         raise ValueError(
             f"{op}: expected rows [B, T] (padded) or [N] (packed) before the last dimension, got {list(rows_shape)}"
         )
+    required = {"advantages": advantages, "weights": weights}
+    optional = {"old_logp": old_logp, "ref_logp": ref_logp, "policy_factor": policy_factor, "mask": mask}
+    check_tensors(op, optional | {"sequence_ids": sequence_ids}, targets=targets, **required)
     if not isinstance(objective, Objective):
         raise TypeError(f"{op}: objective must be an objective such as PPOClip(), got {objective!r}")
     if kl not in ESTIMATORS:
@@ -46,26 +52,32 @@ def flatten_terms(
     if beta != 0 and ref_logp is None:
         raise ValueError(f"{op}: beta = {beta} asks for a KL term, which needs ref_logp")
 
+    check_constants(op, **required, **optional)
+
     def per_row(name: str, x: Tensor) -> Tensor:
         if len(rows_shape) == 2 and x.shape == (rows_shape[0], 1):
             x = x.expand(rows_shape)
         check_rows(op, name, x, rows_shape)
-        return x.detach().reshape(-1).to(dtype).contiguous()
+        return as_constant(x).reshape(-1).to(dtype).contiguous()
 
     def optional_per_row(name: str, x: Tensor | None) -> Tensor | None:
         return None if x is None else per_row(name, x)
 
+    check_weights(op, weights)
     weights_N = per_row("weights", weights)
     ids_N, num_sequences, advantages_N = _sequences(op, rows_shape, advantages, sequence_ids, objective)
     mask_N = None if mask is None else per_row("mask", mask)
     if objective.sequence_level:
         mask_N = (weights_N if mask_N is None else mask_N) != 0
+    old_logp_N, ref_logp_N = optional_per_row("old_logp", old_logp), optional_per_row("ref_logp", ref_logp)
+    check_logprobs(op, "old_logp", old_logp_N, weights_N)
+    check_logprobs(op, "ref_logp", ref_logp_N, weights_N)
     return PolicyTerms(
         advantages_N=per_row("advantages", advantages_N),
         weights_N=weights_N,
         policy_factor_N=optional_per_row("policy_factor", policy_factor),
-        old_logp_N=optional_per_row("old_logp", old_logp),
-        ref_logp_N=optional_per_row("ref_logp", ref_logp),
+        old_logp_N=old_logp_N,
+        ref_logp_N=ref_logp_N,
         mask_N=mask_N if objective.sequence_level else None,
         sequence_ids_N=ids_N,
         num_sequences=num_sequences,

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fgrpo_kernels import reference
 from fgrpo_kernels.checks import check_rows, check_targets
+from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows
 from fgrpo_kernels.head.gradients import HeadGradients, scale_for
 from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
@@ -71,39 +72,47 @@ def linear_grpo_loss(
     Returns:
         GRPOLoss(loss, metrics), as `grpo_loss`.
 
+    Example:
+        >>> hidden, weight = torch.zeros(2, 3, 4), torch.ones(5, 4, requires_grad=True)  # of the LM head
+        >>> targets, mask = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> loss, metrics = linear_grpo_loss(hidden, weight, targets, torch.tensor([1.0, -1.0]), token_weights(mask))
+        >>> loss.backward()
+        >>> round(loss.item(), 4), round(metrics["entropy"].item(), 4)
+        (-0.2, 1.6094)
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`, or a derivative asked for in a constant.
     """
-    head = make_head(
-        "linear_grpo_loss",
-        hidden,
-        weight,
-        bias,
-        low_rank,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
-        vocab_size=vocab_size,
-        head_dtype=head_dtype,
-    )
-    terms = flatten_terms(
-        "linear_grpo_loss",
-        hidden.shape[:-1],
-        accumulation_dtype(head.tensors.hidden_NH.dtype),
-        advantages=advantages,
-        weights=weights,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
-        policy_factor=policy_factor,
-        mask=mask,
-        sequence_ids=sequence_ids,
-        objective=objective,
-        beta=beta,
-        kl=kl,
-        entropy_coef=entropy_coef,
-    )
+    of_head: dict[str, Any] = {
+        "bias": bias,
+        "low_rank": low_rank,
+        "temperature": temperature,
+        "logit_scale": logit_scale,
+        "logit_softcap": logit_softcap,
+        "vocab_size": vocab_size,
+        "head_dtype": head_dtype,
+    }
+    head = make_head("linear_grpo_loss", hidden, weight, targets, **of_head)
+    of_terms: dict[str, Any] = {
+        "advantages": advantages,
+        "weights": weights,
+        "old_logp": old_logp,
+        "ref_logp": ref_logp,
+        "policy_factor": policy_factor,
+        "mask": mask,
+        "sequence_ids": sequence_ids,
+        "objective": objective,
+        "beta": beta,
+        "kl": kl,
+        "entropy_coef": entropy_coef,
+    }
+    dtype = accumulation_dtype(head.options.dtype)
+    terms = flatten_terms("linear_grpo_loss", hidden.shape[:-1], dtype, targets, **of_terms)
     check_rows("linear_grpo_loss", "targets", targets, hidden.shape[:-1])
-    targets_N = targets.reshape(-1)
+    if needs_reference(hidden, weight, bias, *(low_rank or ())):
+        return reference.linear_grpo_loss(hidden, weight, targets, **of_head, **of_terms)
+    targets_N = as_constant(targets).reshape(-1)
     if torch.compiler.is_compiling():
         return _loss_of_logprobs(head, targets_N, terms)
     index_n, terms = terms.informative_rows()
@@ -135,12 +144,12 @@ class _LinearGRPOLoss(torch.autograd.Function):
             ctx.save_for_backward(*tensors)
             ctx.constants = (options, rows, terms)
         else:
-            stats = stats_of_rows(head, rows)
+            stats = stats_of_rows(head.in_dtype_of_products(), rows)
         ctx.mark_non_differentiable(stats.logp_n, stats.entropy_n)
         return terms.loss(stats.logp_n, stats.entropy_n), stats.logp_n, stats.entropy_n
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("linear_grpo_loss")
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # an earlier backward pass has taken them
@@ -155,11 +164,12 @@ def _stats_and_gradients(
     head: Head, rows: Rows, terms: PolicyTerms, needed: Sequence[bool]
 ) -> tuple[HeadStats, HeadGradients]:
     """Statistics of all rows, and gradients, from one formation of the logits wherever a block suffices."""
-    temperature, hidden_NH = head.options.temperature, head.tensors.hidden_NH
-    scale = scale_for(hidden_NH.dtype, _slope_bounds(terms))
+    dtypes, head = head.tensors.dtypes(), head.in_dtype_of_products()
+    temperature = head.options.temperature
+    scale = scale_for(head.options.dtype, _slope_bounds(terms))
     if scale is not None:  # the loss is linear in its weights
         terms = replace(terms, weights_N=terms.weights_N / scale)
-    gradients = HeadGradients(head, rows, needed, scale)
+    gradients = HeadGradients(head, rows, needed, dtypes, scale)
     blocks = LogitsBlocks(head, rows)
     if terms.objective.sequence_level and len(blocks) > 1:
         stats = stats_of_rows(head, rows)
@@ -171,7 +181,7 @@ def _stats_and_gradients(
             gradients.add(block)
         return stats, gradients
 
-    stats = HeadStats.zeros(len(rows), hidden_NH)
+    stats = HeadStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
     for block in blocks:
         write_stats_and_gradient(stats.select(block.where), block, temperature, terms.select(block.where))
         gradients.add(block)

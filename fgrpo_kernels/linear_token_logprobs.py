@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fgrpo_kernels.checks import can_look_at, check_rows, check_targets
+from fgrpo_kernels import reference
+from fgrpo_kernels.checks import can_look_at, check_rows, check_targets, check_tensors
+from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows, rows_where
 from fgrpo_kernels.head.gradients import HeadGradients, scale_for
 from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats
@@ -62,28 +63,35 @@ def linear_token_logprobs(
     Returns:
         TokenLogprobs(logp, entropy), each `[...]`, in nats, differentiable in hidden, weight, bias and low_rank.
 
+    Example:
+        >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+        >>> linear_token_logprobs(hidden, weight, torch.tensor([0, 1])).logp
+        tensor([-0.6931, -0.1269])
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
-    head = make_head(
-        "linear_token_logprobs",
-        hidden,
-        weight,
-        bias,
-        low_rank,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
-        vocab_size=vocab_size,
-        head_dtype=head_dtype,
-    )
+    of_head: dict[str, Any] = {
+        "bias": bias,
+        "low_rank": low_rank,
+        "temperature": temperature,
+        "logit_scale": logit_scale,
+        "logit_softcap": logit_softcap,
+        "vocab_size": vocab_size,
+        "head_dtype": head_dtype,
+    }
+    head = make_head("linear_token_logprobs", hidden, weight, targets, **of_head)
+    check_tensors("linear_token_logprobs", {"row_mask": row_mask}, hidden=hidden)
     check_rows("linear_token_logprobs", "targets", targets, hidden.shape[:-1])
-    targets_N, keep_N = targets.reshape(-1).contiguous(), None
+    targets_N, keep_N = as_constant(targets).reshape(-1).contiguous(), None
     if row_mask is not None:
         check_rows("linear_token_logprobs", "row_mask", row_mask, targets.shape)
         keep_N = row_mask.reshape(-1) != 0
     counted = targets_N[keep_N] if keep_N is not None and can_look_at(targets) else targets_N
     check_targets("linear_token_logprobs", counted, head.options.vocab_size)
+    if needs_reference(hidden, weight, bias, *(low_rank or ())):
+        return reference.linear_token_logprobs(hidden, weight, targets, **of_head, row_mask=row_mask)
     outputs = logprobs_of_head(head, targets_N, keep_N)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
@@ -106,25 +114,25 @@ def head_logprobs(
     temperature: float,
     softcap: float | None,
     vocab_size: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """HeadStats of the kept rows, 0 in the others: four times `[N]`. Differentiable in the first two."""
-    head = Head(
-        HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR), HeadOptions(temperature, softcap, vocab_size)
-    )
+    tensors = HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR)
+    head = Head(tensors, HeadOptions(temperature, softcap, vocab_size, dtype)).in_dtype_of_products()
     rows = all_rows(targets_N) if keep_N is None else rows_where(keep_N, targets_N)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         stats = stats_of_rows(head, rows)
     if rows.index_n is None:
         return stats
-    whole = HeadStats.zeros(targets_N.shape[0], hidden_NH)
+    whole = HeadStats.zeros(targets_N.shape[0], dtype, hidden_NH.device)
     for x_N, x_n in zip(whole, stats, strict=True):
         x_N.index_copy_(0, rows.index_n, x_n)
     return whole
 
 
 def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
-    """Statistics `[n]` of the rows, and nothing else."""
-    stats = HeadStats.zeros(len(rows), head.tensors.hidden_NH)
+    """Statistics `[n]` of the rows, and nothing else. The head is one `in_dtype_of_products`."""
+    stats = HeadStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
     for block in LogitsBlocks(head, rows):
         write_stats(stats.select(block.where), block, head.options.temperature)
     return stats
@@ -132,7 +140,7 @@ def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
 
 @head_logprobs.register_fake
 def _(hidden_NH: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return HeadStats.zeros(hidden_NH.shape[0], hidden_NH)
+    return HeadStats.zeros(hidden_NH.shape[0], arguments[-1], hidden_NH.device)
 
 
 @torch.library.custom_op("fgrpo::linear_token_logprobs_backward", mutates_args=())
@@ -153,23 +161,23 @@ def head_logprobs_backward(
     temperature: float,
     softcap: float | None,
     vocab_size: int,
+    dtype: torch.dtype,
     needed: list[bool],
 ) -> list[Tensor]:
     """The gradients of the needed ones of the first five."""
-    head = Head(
-        HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR), HeadOptions(temperature, softcap, vocab_size)
-    )
+    tensors = HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR)
+    head = Head(tensors, HeadOptions(temperature, softcap, vocab_size, dtype)).in_dtype_of_products()
     grad_logp_N = torch.zeros_like(logp_N) if grad_logp_N is None else grad_logp_N.contiguous()
     kept_N, largest_N = grad_logp_N != 0, grad_logp_N.abs()
     if grad_entropy_N is not None:
         grad_entropy_N = grad_entropy_N.contiguous()
         kept_N, largest_N = kept_N | (grad_entropy_N != 0), torch.maximum(largest_N, grad_entropy_N.abs())
     rows = rows_where(kept_N if keep_N is None else kept_N & keep_N, targets_N)
-    scale = scale_for(hidden_NH.dtype, largest_N)
+    scale = scale_for(dtype, largest_N)
     if scale is not None:
         grad_logp_N, grad_entropy_N = grad_logp_N / scale, None if grad_entropy_N is None else grad_entropy_N / scale
     stats = HeadStats(logp_N, entropy_N, peak_N, log_sum_N)
-    gradients = HeadGradients(head, rows, needed, scale)
+    gradients = HeadGradients(head, rows, needed, tensors.dtypes(), scale)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for block in LogitsBlocks(head, rows):
             n = rows.part(block.where)
@@ -185,20 +193,20 @@ def _(*arguments: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, temperature, softcap, vocab_size = inputs
+    *tensors, temperature, softcap, vocab_size, dtype = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.options = (temperature, softcap, vocab_size)
+    ctx.options = (temperature, softcap, vocab_size, dtype)
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@first_derivative_only("linear_token_logprobs")
 def _backward(
     ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     needed = list(ctx.needs_input_grad[:5])
     found = iter(head_logprobs_backward(*ctx.saved_tensors, grad_logp_N, grad_entropy_N, *ctx.options, needed))
-    return (*(next(found) if need else None for need in needed), *[None] * 5)
+    return (*(next(found) if need else None for need in needed), *[None] * 6)
 
 
 head_logprobs.register_autograd(_backward, setup_context=_save)

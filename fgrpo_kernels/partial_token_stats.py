@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import check_floating, check_positive, check_rows
+from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_tensors, check_token_ids
+from fgrpo_kernels.derivatives import needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import partial_token_stats as gpu
 from fgrpo_kernels.results import PartialTokenStats, TokenLogprobs
@@ -37,15 +38,23 @@ def partial_token_stats(
         vocab_start: the whole vocabulary's index of the shard's first column.
         temperature: divides the logits.
 
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([2])
+        >>> partial_token_stats(logits[:, :2], targets, vocab_start=0).peak
+        tensor([1.])
+
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or options, by name.
+        TypeError, ValueError: wrong types, devices, dtypes, shapes or options, by name.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
+    check_tensors("partial_token_stats", logits_shard=logits_shard, targets=targets)
     check_floating("partial_token_stats", "logits_shard", logits_shard)
+    check_token_ids("partial_token_stats", targets)
     check_rows("partial_token_stats", "targets", targets, logits_shard.shape[:-1])
     check_positive("partial_token_stats", "temperature", temperature)
     if vocab_start < 0:
         raise ValueError(f"partial_token_stats: vocab_start must be the index of a column, got {vocab_start}")
-    if uses_triton(logits_shard):
+    if uses_triton(logits_shard) and not needs_reference(logits_shard):
         return gpu.partial_token_stats(logits_shard, targets, vocab_start, temperature)
     return reference.partial_token_stats(logits_shard, targets, vocab_start, temperature=temperature)
 
@@ -55,9 +64,17 @@ def merge_token_stats(parts: Sequence[PartialTokenStats]) -> TokenLogprobs:
 
     Differentiable in the parts. A target that no shard has gives logp -inf.
 
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([2])
+        >>> parts = [partial_token_stats(logits[:, a:b], targets, a) for a, b in ((0, 2), (2, 3))]
+        >>> merge_token_stats(parts).logp
+        tensor([-0.4076])
+
     Raises:
         ValueError: no parts.
     """
+    if isinstance(parts, PartialTokenStats):
+        raise TypeError("merge_token_stats: parts must be a list of PartialTokenStats, one a shard, got a single one")
     if not parts:
         raise ValueError("merge_token_stats: expected the statistics of at least one shard, got none")
     peak_K, others_K, dot_K, target_K = (torch.stack([part[i] for part in parts]) for i in range(4))

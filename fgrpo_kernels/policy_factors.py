@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.checks import check_positive, check_rows
+from fgrpo_kernels.checks import check_positive, check_rows, check_tensors
 from fgrpo_kernels.objectives.base import Level, bounded_exp
 
 Mode = Literal["truncate", "mask"]
@@ -41,6 +41,11 @@ def importance_weights(
         `[B, T]` or, at sequence level, `[B, 1]`, float32 (float64 for float64 inputs), without gradient.
         Outside the mask a token's weight is 1.
 
+    Example:
+        >>> trainer, engine = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -3.0]])
+        >>> importance_weights(trainer, engine, mask=torch.tensor([[1, 1]]), cap=3.0)
+        tensor([[1., 3.]])
+
     Raises:
         ValueError: unknown options, shapes that do not match, a cap that is not positive, a floor not in [0, cap].
     """
@@ -49,6 +54,7 @@ def importance_weights(
     check_positive("importance_weights", "cap", cap)
     if not 0 <= floor <= cap:
         raise ValueError(f"importance_weights: floor must be from 0 to the cap, {cap}, got {floor}")
+    check_tensors("importance_weights", old_logp=old_logp, sampling_logp=sampling_logp, mask=mask)
     _check_padded("importance_weights", mask, old_logp=old_logp, sampling_logp=sampling_logp)
     dtype = torch.promote_types(torch.promote_types(old_logp.dtype, sampling_logp.dtype), torch.float32)
     log_ratio = old_logp.detach().to(dtype) - sampling_logp.detach().to(dtype)
@@ -74,9 +80,16 @@ def off_policy_mask(
     Returns:
         `[B, 1]` float32: 0 for sequences over the threshold whose advantage is negative, else 1.
 
+    Example:
+        >>> logp, engine = torch.tensor([[-4.0], [-4.0]]), torch.tensor([[-1.0], [-1.0]])
+        >>> off_policy_mask(logp, engine, torch.tensor([1.0, -1.0]), mask=torch.tensor([[1], [1]]), threshold=2.0)
+        tensor([[1.],
+                [0.]])
+
     Raises:
         ValueError: shapes that do not match.
     """
+    check_tensors("off_policy_mask", logp=logp, sampling_logp=sampling_logp, advantages=advantages, mask=mask)
     _check_padded("off_policy_mask", mask, logp=logp, sampling_logp=sampling_logp)
     if advantages.shape not in ((len(mask),), (len(mask), 1)):
         raise ValueError(f"off_policy_mask: advantages must be [B] or [B, 1], got {list(advantages.shape)}")
@@ -98,9 +111,14 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) ->
     Returns:
         `[B, T]` float32, 1 at tokens of the mask whose entropy is at or over the quantile `1 - fraction`, else 0.
 
+    Example:
+        >>> top_entropy_mask(torch.tensor([[0.1, 2.0, 0.3, 1.0]]), mask=torch.tensor([[1, 1, 1, 1]]), fraction=0.5)
+        tensor([[0., 1., 0., 1.]])
+
     Raises:
         ValueError: shapes that do not match, a fraction outside its range.
     """
+    check_tensors("top_entropy_mask", entropy=entropy, mask=mask)
     _check_padded("top_entropy_mask", mask, entropy=entropy)
     if not 0 < fraction <= 1:
         raise ValueError(f"top_entropy_mask: fraction must be over 0 and up to 1, got {fraction}")

@@ -104,8 +104,8 @@ class PrefixBatch:
 
     def to(self, device: torch.device | str) -> PrefixBatch:
         """Return the batch on a device."""
-        tensors = (self.input_ids, self.position_ids, self.ends, self.sources, self.sequences, self.tokens)
-        return PrefixBatch(*(x.to(device) for x in tensors), self.is_chain)
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 def share_prompts(

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets
+from fgrpo_kernels import reference
+from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets, check_tensors
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
+from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import token_logprobs as gpu
 from fgrpo_kernels.results import TokenLogprobs
@@ -33,11 +34,18 @@ def token_logprobs(
         in that dtype whatever the logits are. Rows whose incoming gradients are 0 get a gradient of exactly 0, and
         cost nothing.
 
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+        >>> token_logprobs(logits, torch.tensor([0, 1])).logp
+        tensor([-0.6931, -0.1269])
+
     Raises:
-        TypeError: logits that are not floating point.
+        TypeError: logits that are not floating point, targets that are not int64, arguments that are no tensors.
         ValueError: shapes that do not match, a target outside the vocabulary, a temperature that is not positive,
             `inplace_backward` with logits whose rows share memory.
+        NotImplementedError: a gradient with `create_graph=True`.
     """
+    check_tensors("token_logprobs", logits=logits, targets=targets)
     check_floating("token_logprobs", "logits", logits)
     check_rows("token_logprobs", "targets", targets, logits.shape[:-1])
     check_targets("token_logprobs", targets, logits.shape[-1])
@@ -47,7 +55,10 @@ def token_logprobs(
             f"token_logprobs: inplace_backward overwrites the logits, but these share memory, with strides "
             f"{logits.stride()}; were they expanded? Call .contiguous() first, or leave inplace_backward off"
         )
-    outputs = logprobs_of_live_rows(logits, targets.reshape(-1), None, temperature, logits.shape[-1], inplace_backward)
+    if needs_reference(logits):
+        return reference.token_logprobs(logits, targets, temperature=temperature)
+    targets_N = as_constant(targets).reshape(-1)
+    outputs = logprobs_of_live_rows(logits, targets_N, None, temperature, logits.shape[-1], inplace_backward)
     return TokenLogprobs(*(x_N.view(targets.shape) for x_N in outputs))
 
 
@@ -165,7 +176,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@first_derivative_only("token_logprobs")
 def _backward(
     ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:

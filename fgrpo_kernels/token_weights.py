@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from fgrpo_kernels import reference
-from fgrpo_kernels.checks import can_look_at
+from fgrpo_kernels.checks import can_look_at, check_tensors
 
 Reduction = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
 
@@ -46,10 +46,16 @@ def token_weights(
     Returns:
         `[B, T]` float32, exactly 0 where the mask is.
 
+    Example:
+        >>> token_weights(torch.tensor([[1, 1, 0], [1, 0, 0]]), "grpo")
+        tensor([[0.2500, 0.2500, 0.0000],
+                [0.5000, 0.0000, 0.0000]])
+
     Raises:
         ValueError: an unknown reduction, a normaliser that is not positive (a tensor's value is looked at on the CPU
             only, and not while compiling), a wrong shape.
     """
+    check_tensors("token_weights", mask=mask)
     if mask.ndim != 2:
         raise ValueError(f"token_weights: mask must be [B, T], got {list(mask.shape)}")
     if reduction not in get_args(Reduction):

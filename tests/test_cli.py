@@ -25,6 +25,7 @@ rollout: {prompts_per_step: 4, group_size: 4, max_new_tokens: 6}
 train: {local_steps: 2, lr: 1.0e-3}
 server: {optimizer: momentum, lr: 0.7}
 evaluation: {prompts: 8}
+engine: {workers: 0}
 rounds: 4
 """
 

@@ -1,10 +1,12 @@
-// libFuzzer target for what reads payloads: check, decode and the sums of delta_codec.h, the means of robust.h.
+// libFuzzer target for what reads payloads: check, decode and the sums of delta_codec.h, the means of robust.h, the
+// products of gram.h.
 // Payloads hold arbitrary bytes, in buffers of exactly the size of the contract, so that AddressSanitizer sees the
 // first byte beyond. Compared with specification.h and between instruction sets, thread counts and orders.
 #include <algorithm>
 #include <cmath>
 
 #include "formats.h"
+#include "gram.h"
 #include "input.h"
 #include "robust.h"
 #include "specification.h"
@@ -168,6 +170,39 @@ void try_robust_means(Input& input, const Terms& terms, std::size_t size) {
     }
 }
 
+// That products are right as far as float64 goes, the same for each instruction set, number of threads and place in
+// the lists, and refused with a value that is not finite.
+void try_gram(Input& input, const Terms& terms, std::size_t size) {
+    const std::size_t K = terms.payloads.size();
+    std::vector<double> products(K * K, 2.0), backwards(K * K), rows(K), squares(K);
+    bool finite = true;
+    for (std::size_t k = 0; k < K; ++k) {
+        for (std::size_t i = 0; i < size; ++i) finite = finite && std::isfinite(terms.value(k, i));
+    }
+    choose_simd(input);
+    VERIFY(refused([&] { gram(terms.payloads, products, threads_from(input)); }) == !finite);
+    const std::span<const Payload> last = std::span(terms.payloads).last(1);
+    VERIFY(refused([&] { gram(terms.payloads, last, rows, threads_from(input)); }) == !finite);
+    if (!finite) return;
+    for (std::size_t k = 0; k < K; ++k) {
+        VERIFY(equal(rows[k], products[k * K + K - 1]));
+        for (std::size_t m = 0; m < K; ++m) {
+            double dot = 0, magnitude = 0;
+            for (std::size_t i = 0; i < size; ++i) {
+                const double product = double{terms.value(k, i)} * terms.value(m, i);
+                dot += product, magnitude += std::abs(product);
+            }
+            VERIFY(close(products[k * K + m], dot, magnitude));
+            VERIFY(equal(products[k * K + m], products[m * K + k]));
+        }
+    }
+    use_simd("baseline");
+    gram(std::vector(terms.payloads.rbegin(), terms.payloads.rend()), backwards, 1);
+    VERIFY(std::equal(products.begin(), products.end(), backwards.rbegin(), equal));
+    squared_norms(terms.payloads, squares, 1);
+    for (std::size_t k = 0; k < K; ++k) VERIFY(equal(squares[k], products[k * K + k]));
+}
+
 void try_payloads(Input& input) {
     const std::size_t size = input.size();
     std::vector<Owned> owned;
@@ -213,10 +248,13 @@ void try_payloads(Input& input) {
     VERIFY(refused([&] { aggregate(terms.payloads, terms.weights, out, threads_from(input)); }) == !sound);
     for (std::size_t i = 0; i < size; ++i) VERIFY(same(out[i], sound ? terms.sum(i) : 2.0f));
     if (!sound) return;
-    if (input.flag()) {
-        try_stats(input, terms, out);
-    } else {
-        try_robust_means(input, terms, size);
+    switch (input.up_to(2)) {
+        case 0:
+            return try_robust_means(input, terms, size);
+        case 1:
+            return try_stats(input, terms, out);
+        default:
+            return try_gram(input, terms, size);
     }
 }
 

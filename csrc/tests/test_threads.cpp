@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "delta_codec.h"
+#include "gram.h"
 
 using namespace fgrpo;
 
@@ -78,6 +79,8 @@ void test_shared_inputs() {
         const std::vector<Payload> payloads(weights.size(), expected.payload());
         decode(expected.payload(), values, 1);
         aggregate(payloads, weights, sum, 1);
+        std::vector<double> products(payloads.size() * payloads.size());
+        gram(payloads, products, 1);
         together([&](int) {
             std::vector<float> left = zeros, out(kSize, NAN);
             const Owned owned = encoded(delta, {codec, 64}, kThreads, &left);
@@ -87,6 +90,9 @@ void test_shared_inputs() {
             CHECK(out == values);
             aggregate(payloads, weights, out, kThreads);
             CHECK(out == sum);
+            std::vector<double> again(products.size());
+            gram(payloads, again, kThreads);
+            CHECK(again == products);
         });
     }
 }

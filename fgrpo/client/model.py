@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,21 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
+def model_source(config: Config) -> str:
+    """Return the folder or hub id that the configuration's model is loaded from."""
+    return str(files("fgrpo") / "models" / config.model) if config.model in PACKAGED_MODELS else config.model
+
+
 def load_model(config: Config) -> tuple[nn.Module, Any]:
     """Load model and tokenizer from a hub id, a folder, a folder with a GGUF file, or the package.
 
     Returns:
-        The model, in evaluation mode on its device with only the trained parameters requiring gradients, and the
-        tokenizer, padding on the left.
+        The model, in evaluation mode on its device with only the trained parameters requiring gradients and, unless
+        `train.model_dropout` asks for it, without dropout of its own; and the tokenizer, padding on the left.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = str(files("fgrpo") / "models" / config.model) if config.model in PACKAGED_MODELS else config.model
+    source = model_source(config)
     extra = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
     how = quantized_loading(config.quantization, dtype, device) if config.quantization else {}
@@ -58,6 +64,8 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     model.to(device)
+    if not config.train.model_dropout:
+        switch_off_dropout(model)
     if config.lora is not None:
         model = add_adapters(model, config.lora, config.seed)
     return model.eval(), tokenizer
@@ -74,6 +82,23 @@ def _plain_copy(model: Any) -> Any:
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     return plain
+
+
+# resid_pdrop, attention_dropout, layerdrop, router_jitter_noise: rates by their names in modules and configurations.
+_IS_NOISE = re.compile("drop|jitter")
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Set every rate of dropout, and of a router's jitter, to 0, so that training computes what was sampled from.
+
+    Rollouts are drawn without dropout; with it, the loss would take its noise for a change of the policy. Some models
+    read their rates from the configuration as they go, so it changes too.
+    """
+    for holder in (*model.modules(), model.config, model.config.get_text_config()):
+        is_dropout = "Dropout" in type(holder).__name__
+        for name, rate in vars(holder).items():
+            if isinstance(rate, float) and (_IS_NOISE.search(name) or (is_dropout and name == "p")):
+                setattr(holder, name, 0.0)
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:

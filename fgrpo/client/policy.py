@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fgrpo.client.loss_batches import LossBatch
 from fgrpo.client.model import base_model, is_adapted, load_model
-from fgrpo.client.rollouts import can_share_prompts as can_repeat_prompts
 from fgrpo.client.rollouts import sample
+from fgrpo.client.samplers import Sampler, make_sampler
 from fgrpo.config import Config, RolloutConfig
 from fgrpo.records import Rollouts
 from fgrpo_kernels import GRPOLoss, grpo_loss, linear_grpo_loss, linear_token_logprobs, token_logprobs
@@ -30,14 +30,14 @@ class Policy:
     Attributes:
         plain_head: the logits are exactly `hidden @ weight.T + bias`, so the LM head can be fused with the loss. Models
             that scale or cap their logits, or carry adapters on the head, take the logits' way instead.
-        shares_prompts: in rollouts a prompt can be read once for its whole group (see `fgrpo.client.rollouts`).
-        shares_prefixes: in training too (see `fgrpo_kernels.shared_prompts`).
+        sampler: what draws completions from the model (see `fgrpo.client.samplers`).
+        shares_prefixes: in training a prompt can be read once for its whole group (see `fgrpo_kernels.shared_prompts`).
     """
 
     model: nn.Module
     tokenizer: Any
     plain_head: bool
-    shares_prompts: bool
+    sampler: Sampler
     shares_prefixes: bool
     reference: nn.Module | None
 
@@ -46,12 +46,13 @@ class Policy:
         model, tokenizer = load_model(config)
         needs_copy = config.train.beta > 0 and not is_adapted(model)
         reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
+        shares_prefixes = _share_prefixes(model)  # first, as it may change how the model attends
         return Policy(
             model,
             tokenizer,
             plain_head=_has_plain_head(model),
-            shares_prompts=can_repeat_prompts(model, tokenizer),
-            shares_prefixes=_share_prefixes(model),
+            sampler=make_sampler(model, config),
+            shares_prefixes=shares_prefixes,
             reference=reference,
         )
 
@@ -62,7 +63,7 @@ class Policy:
     def sample(self, prompts: Sequence[str], config: RolloutConfig, seed: int, greedy: bool = False) -> Rollouts:
         """Return completions of prompts, see `fgrpo.client.rollouts.sample`."""
         model = self.model.eval()
-        return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, share_prompts=self.shares_prompts)
+        return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, sampler=self.sampler)
 
     def states(self, inputs: PrefixBatch) -> Tensor:
         """Return what the loss is computed from: hidden states [R, L, H], or logits [R, L, V] without a plain head."""

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fgrpo.client.guard import guarded
 from fgrpo.client.local_training import Tally, cut, loss_options, roll_out, step_metrics, with_references
 from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.owners import Client
 from fgrpo.client.policy import Policy
 from fgrpo.client.stacked_lora import Stack, stacked
 from fgrpo.config import Config
-from fgrpo.errors import FgrpoError
 from fgrpo.records import Failure, Report, Rollouts
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch, together
@@ -108,13 +108,13 @@ def _collect(
     for member in members:
         if member.failure is not None:
             continue
-        try:
-            with stack.rows(member.place):
-                rollouts, advantages_B = roll_out(policy, member.client, config, batch, member.stopwatch, member.tally)
-        except FgrpoError as error:
-            member.failure = Failure(member.client.name, str(error))
-            continue
-        parts[member.place] = cut(rollouts, advantages_B, config)
+        with stack.rows(member.place):
+            play = partial(roll_out, policy, member.client, config, batch, member.stopwatch, member.tally)
+            done = guarded(member.client.name, play)
+        if isinstance(done, Failure):
+            member.failure = done
+        else:
+            parts[member.place] = cut(*done, config)
     return parts
 
 

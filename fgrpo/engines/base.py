@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from fgrpo.records import Evaluation, Failure, Record, Reply, ServerState
+from fgrpo.residuals import StoredTensor
 from fgrpo.wire.parameters import Manifest
+
+Kept = dict[str, Tensor | StoredTensor]  # new residuals by client, as `Residuals.keep` returns them
+Trained = tuple[Reply, Tensor | StoredTensor | None]  # one client's reply and its new residual
+
+
+class Observer(Protocol):
+    """Who watches a run: the progress display, the writers of metrics."""
+
+    def stage(self, who: str, stage: str) -> None:
+        """A stage begins, at a client or at the `server`; a client's last one is `done`. Several may be at work."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """Something was measured. Records of one round are only on disk once the round is whole."""
+        ...
 
 
 class Engine(Protocol):
-    """Where clients live: in this process (`fgrpo.engines.in_process`) or on other machines."""
+    """Where clients live: in this process, in worker processes, or on other machines.
+
+    A client's own trouble, whatever it is, becomes a `Failure` of that client.
+    """
 
     @property
     def clients(self) -> Sequence[str]:
@@ -24,26 +44,39 @@ class Engine(Protocol):
         """The parameters that are trained."""
         ...
 
-    def train(self, state: ServerState) -> tuple[Iterable[Reply | Failure], Mapping[str, Tensor]]:
-        """Have every client train from the global model.
+    def initial_parameters(self) -> Tensor:
+        """Return the trained parameters as the model was loaded, float32 [P]; to be asked before anything else."""
+        ...
+
+    def train(
+        self, state: ServerState, clients: Sequence[str], observer: Observer
+    ) -> tuple[list[Reply | Failure], Kept]:
+        """Have some clients train from the global model.
 
         Returns:
-            The replies in any order, and the new compression residuals of those clients that leave theirs here.
+            Their replies, and the new residuals of those that leave theirs here.
         """
         ...
 
     def evaluate(self, state: ServerState) -> Iterable[Evaluation | Failure]:
-        """Evaluate the global model on every client's held-out prompts."""
+        """Evaluate the global model on the held-out prompts of every client that has some, in the clients' order."""
+        ...
+
+    def save(self, state: ServerState, folder: Path) -> None:
+        """Write the model with the global parameters (or its adapter) and tokenizer as ordinary transformers files."""
         ...
 
 
-class Observer(Protocol):
-    """Who watches a run: the progress display, the writers of metrics."""
-
-    def stage(self, who: str, stage: str) -> None:
-        """A stage begins, at a client or at the `server`."""
-        ...
-
-    def record(self, record: Record) -> None:
-        """Something was measured. Records of one round are only on disk once the round is whole."""
-        ...
+def gathered(results: Iterable[Trained | Failure]) -> tuple[list[Reply | Failure], Kept]:
+    """Return what single clients gave in the form of `Engine.train`."""
+    replies: list[Reply | Failure] = []
+    residuals: Kept = {}
+    for result in results:
+        if isinstance(result, Failure):
+            replies.append(result)
+            continue
+        reply, residual = result
+        replies.append(reply)
+        if residual is not None:
+            residuals[reply.client] = residual
+    return replies, residuals

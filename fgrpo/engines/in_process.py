@@ -3,58 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from fgrpo.client.evaluation import evaluate
-from fgrpo.client.owners import Client
-from fgrpo.client.policy import Policy
-from fgrpo.client.round import client_round
-from fgrpo.config import Config
-from fgrpo.engines.base import Observer
-from fgrpo.errors import FgrpoError
+from fgrpo.engines.base import Kept, Observer, Trained, gathered
+from fgrpo.engines.workplace import Workplace
 from fgrpo.records import Evaluation, Failure, Reply, ServerState
-from fgrpo.stopwatch import Stopwatch
-from fgrpo.wire.parameters import Manifest, load_flat
+from fgrpo.wire.parameters import Manifest, flatten
 
 
 class InProcess:
-    """The engine that needs no server."""
+    """The engine that starts nothing."""
 
-    def __init__(self, members: Sequence[Client], policy: Policy, config: Config, observer: Observer) -> None:
-        self._members, self._policy, self._config, self._observer = members, policy, config, observer
-        self.clients = [client.name for client in members]
-        self.manifest = Manifest.of(policy.model)
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+        self.clients = list(workplace.owners)
+        self.manifest = Manifest.of(workplace.policy.model)
 
-    def train(self, state: ServerState) -> tuple[list[Reply | Failure], dict[str, Tensor]]:
-        replies: list[Reply | Failure] = []
-        residuals = {}
-        for client in self._members:
-            residual_P = self._residual(client, state)
-            try:
-                replies.append(self._train(client, state, residual_P))
-            except FgrpoError as error:
-                replies.append(Failure(client.name, str(error)))
-            if residual_P is not None:
-                residuals[client.name] = residual_P
-        return replies, residuals
+    def initial_parameters(self) -> Tensor:
+        return flatten(self._workplace.policy.model)
 
-    def _train(self, client: Client, state: ServerState, residual_P: Tensor | None) -> Reply:
-        stopwatch = Stopwatch(lambda stage: self._observer.stage(client.name, stage))
-        number = state.round + 1
-        return client_round(client, self._policy, state.params_P, residual_P, number, self._config, stopwatch)
+    def train(
+        self, state: ServerState, clients: Sequence[str], observer: Observer
+    ) -> tuple[list[Reply | Failure], Kept]:
+        return gathered(self._train(client, state, observer) for client in clients)
 
-    def _residual(self, client: Client, state: ServerState) -> Tensor | None:
-        if not self._config.codec.error_feedback:
-            return None
-        past = state.residuals.get(client.name)
-        return torch.zeros_like(state.params_P) if past is None else past.clone()
+    def _train(self, client: str, state: ServerState, observer: Observer) -> Trained | Failure:
+        def announce(stage: str) -> None:
+            observer.stage(client, stage)
+
+        trained = self._workplace.train(client, state.params_P, state.residuals, state.round + 1, announce)
+        announce("done")
+        return trained
 
     def evaluate(self, state: ServerState) -> Iterator[Evaluation | Failure]:
-        load_flat(self._policy.model, state.params_P)
-        for client in self._members:
-            try:
-                yield evaluate(self._policy, client, self._config, state.round)
-            except FgrpoError as error:
-                yield Failure(client.name, str(error))
+        for client in self._workplace.owners.evaluated:
+            yield self._workplace.evaluate(client, state.params_P, state.round)
+
+    def save(self, state: ServerState, folder: Path) -> None:
+        self._workplace.save(state.params_P, folder)

@@ -84,7 +84,7 @@ def _weights(summary: RunSummary, theme: Theme) -> Figure | None:
         client: {round_.round: round_.weights[client] for round_ in summary.rounds if client in round_.weights}
         for client in summary.clients
     }
-    equal = 1 / max(1, len(summary.clients))
+    equal = 1 / max((len(round_.weights) + len(round_.quarantined) for round_ in summary.rounds), default=1)
     title = f"Aggregation weight per round (dashed: equal weights, {percent(equal)})"
     return _small_multiples(title, summary, series, theme, percent, shared=True, line=equal)
 
@@ -111,13 +111,14 @@ def _small_multiples(
     """
     if not any(series.values()):
         return None
-    figure, panels = _panel_grid(title, len(summary.clients), shared)
+    shown = summary.shown()
+    if len(shown) < len(summary.clients):
+        title += f" ({len(shown)} of {len(summary.clients)} clients)"
+    figure, panels = _panel_grid(title, len(shown), shared)
     rounds = [s.round for s in summary.rounds]
-    lines = {
-        client: _line(series[client], rounds if every_round else sorted(series[client])) for client in summary.clients
-    }
+    lines = {client: _line(series[client], rounds if every_round else sorted(series[client])) for client in shown}
     others_too = shared and len(lines) <= _LINES_IN_A_PANEL
-    for client, panel in zip(summary.clients, panels, strict=True):
+    for client, panel in zip(shown, panels, strict=True):
         for other in lines if others_too else ():
             if other != client:
                 panel.plot(*lines[other], color=theme.faint, linewidth=0.7)
@@ -188,7 +189,7 @@ def _tick(value: float, text: Callable[[float | None], str]) -> str:
 
 
 def _accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
-    bars = [(client, *summary.accuracy(client)) for client in summary.clients if summary.evaluations[client]]
+    bars = [(client, *summary.accuracy(client)) for client in summary.shown() if summary.evaluations[client]]
     if not bars:
         return None
     mean = summary.mean_accuracy() if len(bars) > 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from types import TracebackType
 
@@ -21,6 +21,8 @@ from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND_ROUNDS = 16
+_ROWS = 16  # clients that the live table shows
+_RESULTS = 16  # clients that a round's line names
 _ALIGNMENT: tuple[JustifyMethod, ...] = ("left", "right", "right", "left")
 
 
@@ -48,18 +50,29 @@ class Progress:
     Args:
         rounds: rounds of the whole run.
         clients: the clients' names.
+        asked: how many of them take part in a round; all if None.
         done: rounds completed by an earlier process.
         console: where to show it; standard output if None.
     """
 
-    def __init__(self, rounds: int, clients: Sequence[str], *, done: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        rounds: int,
+        clients: Sequence[str],
+        *,
+        asked: int | None = None,
+        done: int = 0,
+        console: Console | None = None,
+    ) -> None:
         # FORCE_COLOR makes rich take a pipe for a terminal; a log file should stay a log file all the same.
         self._console = console or Console(force_terminal=None if sys.stdout.isatty() else False)
         self._rounds, self._clients, self._done = rounds, tuple(clients), done
+        self._asked = len(self._clients) if asked is None else asked
         self._clock = _Clock()
-        self._now = ("server", "start")
-        self._seen: list[str] = []  # clients that have begun this round
-        self._rewards: dict[str, list[float]] = {client: [] for client in self._clients}
+        self._server = "start"  # what the server does; clients are at work during its stage `clients`
+        self._at_work: dict[str, str] = {}  # clients and their stages
+        self._through: set[str] = set()  # clients whose turn in this round is over
+        self._rewards: dict[str, list[float]] = {}  # by client, the last ones heard at the end
         self._finished: list[Record] = []  # records of the round that ended last, until it is shown
         self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
 
@@ -80,20 +93,25 @@ class Progress:
     def stage(self, who: str, stage: str) -> None:
         # A round's records come in one go once it is on disk, so the next stage means that they are complete.
         self._show_finished()
-        if (who, stage) == ("server", "clients"):
-            self._seen = []
-            self._clock.start_round()
-        elif who != "server" and who not in self._seen:
-            self._seen.append(who)
-        self._now = (who, stage)
+        if who == "server":
+            self._server, self._at_work = stage, {}
+            if stage == "clients":
+                self._through = set()
+                self._clock.start_round()
+        elif stage == "done":
+            self._through.add(who)
+            self._at_work = {client: at for client, at in self._at_work.items() if client != who}
+        else:
+            self._at_work = {**self._at_work, who: stage}
 
     def record(self, record: Record) -> None:
         self._finished.append(record)
         if isinstance(record, Report):
-            self._rewards.setdefault(record.client, []).append(record.reward_mean)
+            past = self._rewards.pop(record.client, [])
+            self._rewards[record.client] = [*past[1 - _TREND_ROUNDS :], record.reward_mean]
         elif isinstance(record, RoundSummary):
             self._done = record.round
-            self._seen = []
+            self._through = set()
             self._clock.end_round()
 
     def _show_finished(self) -> None:
@@ -111,7 +129,9 @@ class Progress:
                 f"{seconds(sum(summary.seconds.values())):>7}",
                 f"{byte_size(sum(summary.uplink_bytes.values())):>7} up",
             ]
-            self._print_round(head, accuracies, [self._result(reports[c], w) for c, w in summary.weights.items()])
+            results = [self._result(reports[c], w) for c, w in list(summary.weights.items())[:_RESULTS]]
+            more = len(summary.weights) - len(results)
+            self._print_round(head, accuracies, [*results, *([f"and {more} more"] if more else [])])
         if not reports and accuracies:
             self._print_round(["before training"], accuracies, [])
 
@@ -138,9 +158,8 @@ class Progress:
 
     def __rich__(self) -> Group:
         """Return the live display as it is now; rich asks for it from a thread of its own, so this only reads."""
-        who, stage = self._now
-        place = f", client {len(self._seen)} of {len(self._clients)}" if who in self._seen else ""
-        fraction = self._done + max(0, len(self._seen) - 1) / max(1, len(self._clients))
+        at_work, through = self._at_work, len(self._through)
+        fraction = self._done + through / max(1, self._asked)
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(f"round {min(self._done + 1, self._rounds)} of {self._rounds}", style="bold"),
@@ -148,24 +167,34 @@ class Progress:
             Text(f"{_clock_time(self._clock.elapsed())} elapsed"),
             Text(f"{self._time_left()} left", style="cyan"),
         )
-        return Group(head, Text(f"{self._plain(who)}: {stage}{place}", style="dim"), self._reward_table(who))
+        now = [f"{self._plain(client)}: {stage}" for client, stage in at_work.items()] or [f"server: {self._server}"]
+        if at_work:
+            now.append(f"{through} of {self._asked} done")
+        return Group(head, Text(", ".join(now), style="dim"), self._reward_table(at_work))
 
-    def _reward_table(self, who: str) -> Table:
+    def _reward_table(self, at_work: Mapping[str, str]) -> Table:
         table = Table.grid(padding=(0, 2))
         for justify in _ALIGNMENT:
             table.add_column(justify=justify, no_wrap=True)
         table.add_row("", *(Text(title, style="dim") for title in ("reward", "change", "last rounds")))
-        for client, rewards in list(self._rewards.items()):
-            recent = rewards[-_TREND_ROUNDS:]
+        for client in self._shown(at_work):
+            recent = self._rewards.get(client, [])
             change = recent[-1] - recent[-2] if len(recent) > 1 else None
             style = "red" if change is not None and change < 0 else "green"
             table.add_row(
-                Text(self._plain(client), style="bold" if client == who else ""),
+                Text(self._plain(client), style="bold" if client in at_work else ""),
                 Text(number(recent[-1] if recent else None)),
                 Text("" if change is None else f"{change:+.2g}", style=style),
                 Text("" if self._console.options.ascii_only else sparkline(recent), style="cyan"),
             )
         return table
+
+    def _shown(self, at_work: Mapping[str, str]) -> Sequence[str]:
+        """Return the clients that the table has room for: all, or those at work and those heard last."""
+        if len(self._clients) <= _ROWS:
+            return self._clients
+        heard = [client for client in reversed(list(self._rewards)) if client not in at_work]
+        return [*at_work, *heard][:_ROWS]
 
     def _time_left(self) -> str:
         left = self._clock.left(self._rounds - self._done)

@@ -18,6 +18,7 @@ from fgrpo.show.text import byte_size, number, percent, points, printable, ratio
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import Encoded
 
+_MOST_SHOWN = 24  # clients in a table or a picture
 _STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading per line
 
 
@@ -64,6 +65,12 @@ class RunSummary:
         """Return the means before and after, over the clients that have both; None if there is no such client."""
         both = [pair for client in self.clients if None not in (pair := self.accuracy(client))]
         return (fmean(before for before, _ in both), fmean(after for _, after in both)) if both else None  # type: ignore[misc]
+
+    def shown(self) -> tuple[str, ...]:
+        """Return the clients that there is room to show one by one: all of a few, those heard most often of many."""
+        most = sorted(self.clients, key=lambda client: (-len(self.reports[client]), -len(self.evaluations[client])))
+        chosen = set(most[:_MOST_SHOWN])
+        return tuple(client for client in self.clients if client in chosen)
 
     @property
     def evaluated_after(self) -> int:
@@ -123,8 +130,9 @@ def tables(summary: RunSummary) -> list[TextTable]:
 def client_table(summary: RunSummary) -> TextTable:
     """Return what each client gained, and how it counted."""
     quarantined = summary.times_quarantined()
-    rows = []
-    for client in summary.clients:
+    rows: list[tuple[str, ...]] = []
+    shown = summary.shown()
+    for client in shown:
         before, after = summary.accuracy(client)
         rewards = [report.reward_mean for _, report in sorted(summary.reports[client].items())]
         weights = [round_.weights.get(client, 0.0) for round_ in summary.rounds]
@@ -141,6 +149,8 @@ def client_table(summary: RunSummary) -> TextTable:
                 str(quarantined[client]),
             )
         )
+    if len(shown) < len(summary.clients):
+        rows.append((f"and {len(summary.clients) - len(shown)} more", *[""] * 8))
     mean = summary.mean_accuracy()
     footer = (
         ("mean", percent(mean[0]), percent(mean[1]), points(*mean), "", "", "", "", "")

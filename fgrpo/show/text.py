@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from fgrpo.config import EngineConfig
+
 
 def printable(text: str, encoding: str = "utf-8") -> str:
     """Return text in which nothing can move the cursor or fail to be written: names and reasons come from outside."""
@@ -43,3 +45,13 @@ def byte_size(count: float) -> str:
 def ratio(part: float, whole: float) -> str:
     """Return `1/7.5` for a part that fits 7.5 times; cut, not rounded, so that it never promises too much."""
     return f"1/{math.floor(10 * whole / part) / 10:.1f}" if part else "-"
+
+
+def engine(config: EngineConfig) -> str:
+    """Return where clients live; both numbers of the configuration are decided."""
+    threads = f"{config.threads} thread" + ("" if config.threads == 1 else "s")
+    if config.stacked:
+        return f"this process, clients stacked, {threads}"
+    if not config.workers:
+        return f"this process, {threads}"
+    return f"{config.workers} worker" + ("" if config.workers == 1 else "s") + f" x {threads}"

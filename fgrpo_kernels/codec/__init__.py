@@ -2,6 +2,7 @@
 
     encoded = encode(new, base, codec="int4", residual=residual)   # a client, once a round; residual is kept
     delta = aggregate([encoded, ...], weights)                     # the server, straight from the codes
+    products = gram([encoded, ...])                                # how the clients' deltas lie to each other
 
 Values are quantised in blocks with one bfloat16 scale each; `csrc/delta_codec.h` has the format, byte by byte, and
 `docs/codec.md` the reasons and figures. Results depend neither on the number of threads nor on the machine's vector
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from fgrpo_kernels.codec.buffers import (
     require_writable,
     thread_count,
 )
+from fgrpo_kernels.codec.payloads import CODECS, Encoded, payload_fields, require_encoded, require_format
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,67 +47,11 @@ __all__ = [
     "check_codes",
     "decode",
     "encode",
+    "gram",
 ]
 
-CODECS = ("int8", "int4", "int2", "bf16", "none")
 ROUNDINGS = ("nearest", "stochastic")
 SCALES = ("absmax", "mse")
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A delta as `encode` writes it.
-
-    codes: uint8 [bytes]; `size` codes of 8, 4 or 2 bits, padded to whole blocks (codec "bf16": bfloat16, 2 bytes each;
-        "none": float32, 4 bytes each)
-    scales: bfloat16 [ceil(size / block)]; the value of a code is code * scale ("bf16" and "none": [0])
-    codec: "int8", "int4", "int2", "bf16" or "none"
-    block: values that share a scale, a power of two from 32 to 1024
-    size: P
-
-    Construction checks that these agree, at no cost that grows with P; `check_codes` reads the bytes themselves.
-    Raises TypeError for a wrong type, dtype or device, ValueError for a wrong shape, codec, block or size.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    codec: str
-    block: int
-    size: int
-
-    def __post_init__(self) -> None:
-        _require_format("Encoded", self.codec, self.block)
-        if require_int("Encoded: size", self.size) < 0:
-            raise ValueError(f"Encoded: size must not be negative, got {self.size}")
-        expected = {
-            "codes": (torch.uint8, _C.code_bytes(self.codec, self.block, self.size)),
-            "scales": (torch.bfloat16, _C.scale_count(self.codec, self.block, self.size)),
-        }
-        for name, (dtype, length) in expected.items():
-            tensor = require_flat(f"Encoded: {name}", getattr(self, name), dtype)
-            if tensor.numel() != length:
-                raise ValueError(
-                    f"Encoded: {name} has {tensor.numel()} elements, but {self.size} parameters in {self.codec} with "
-                    f"block {self.block} need {length}"
-                )
-        if self.codes.device != self.scales.device:
-            raise ValueError(f"Encoded: codes are on {self.codes.device}, scales on {self.scales.device}")
-
-    @property
-    def device(self) -> torch.device:
-        """Where codes and scales are."""
-        return self.codes.device
-
-    def cpu(self) -> Encoded:
-        """The payload on the CPU, as `aggregate` and `check_codes` take it; itself if it is there."""
-        if self.device.type == "cpu":
-            return self
-        return Encoded(self.codes.cpu(), self.scales.cpu(), self.codec, self.block, self.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and scales: what travels, but for the container's header."""
-        return self.codes.numel() + 2 * self.scales.numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,15 +94,16 @@ def encode(
     out: where to write to, a payload of the same codec, block and size, returned; a new one where None. Writing to
         memory in use is faster.
 
-    Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, and for wrong sizes or names;
-    TypeError for wrong types, dtypes or devices. `residual` is then unchanged.
+    Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, for wrong sizes or names, and
+    for a `residual` or `out` in read-only memory; TypeError for wrong types, dtypes or devices. `residual` is then
+    unchanged.
     """
     new = require_flat("encode: new", new, torch.float32, torch.bfloat16)
     if base is not None:
         base = require_flat("encode: base", base, torch.float32, torch.bfloat16)
     if residual is not None:
         residual = require_writable("encode: residual", residual)
-    _require_format("encode", codec, block)
+    require_format("encode", codec, block)
     if rounding not in ROUNDINGS:
         raise ValueError(f"encode: rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if scale not in SCALES:
@@ -192,7 +139,7 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
 
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
     """
-    _require_encoded("decode: the payload", encoded)
+    require_encoded("decode: the payload", encoded)
     out = output_tensor("decode", out, encoded.size, encoded.device)
     if _on_gpu(encoded.codes):
         _refuse_threads("decode", num_threads)
@@ -256,6 +203,27 @@ def _aggregate(
     return out
 
 
+def gram(
+    encodeds: Sequence[Encoded], others: Sequence[Encoded] | None = None, *, num_threads: int | None = None
+) -> Tensor:
+    """The inner products of the decoded deltas, float64 [K, K], straight from the codes: norms, cosines, distances.
+
+    encodeds: K payloads of equal size; codecs and blocks may differ
+    others: M payloads of the same size, e.g. last round's; the result is then [K, M], `encodeds` by `others`
+
+    The products of codes are exact integers; sums of them are float64, in a fixed order. An entry depends on its two
+    payloads alone: the same bits in any list, and the result without `others` is symmetric.
+    Raises ValueError for no payloads, unequal sizes, or a value that is NaN or infinite, naming payload and index.
+    """
+    payloads = [payload_fields(f"gram: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
+    columns = None
+    if others is not None:
+        columns = [payload_fields(f"gram: other {m}", encoded) for m, encoded in enumerate(others)]
+    products = torch.empty(len(payloads), len(payloads if columns is None else columns), dtype=torch.float64)
+    _C.gram(payloads, columns, buffer_of(products), thread_count("gram", num_threads))
+    return products
+
+
 def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
     """Raises ValueError, naming the first fault, unless `encoded` decodes to finite values and is padded with zeros.
 
@@ -263,18 +231,6 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
     and "none" at most 2**127. Any code is a valid one, so quantised payloads take no longer than their scales.
     """
     _C.check(*payload_fields("check_codes: the payload", encoded), thread_count("check_codes", num_threads))
-
-
-def payload_fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
-    _require_encoded(where, encoded)
-    if encoded.device.type != "cpu":
-        raise TypeError(f"{where} must be on the CPU, got {encoded.device}; call .cpu() first")
-    return buffer_of(encoded.codes), buffer_of(encoded.scales), encoded.codec, encoded.block, encoded.size
-
-
-def _require_encoded(where: str, encoded: object) -> None:
-    if not isinstance(encoded, Encoded):
-        raise TypeError(f"{where} must be an Encoded, got {type(encoded).__name__}")
 
 
 def _on_gpu(tensor: Tensor) -> bool:
@@ -292,14 +248,6 @@ def _kernels() -> ModuleType:
 def _refuse_threads(function: str, num_threads: int | None) -> None:
     if num_threads is not None:
         raise ValueError(f"{function}: num_threads is for tensors on the CPU, got {num_threads} and tensors on a GPU")
-
-
-def _require_format(where: str, codec: object, block: object) -> None:
-    if codec not in CODECS:
-        raise ValueError(f"{where}: codec must be one of {', '.join(CODECS)}, got {codec!r}")
-    size = require_int(f"{where}: block", block)
-    if not 32 <= size <= 1024 or size & (size - 1):
-        raise ValueError(f"{where}: block must be a power of two from 32 to 1024, got {size}")
 
 
 def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device: torch.device) -> Encoded:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ def require_flat(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
     if not isinstance(tensor, Tensor):
         if not hasattr(tensor, "__array_interface__"):
             raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
-        tensor = torch.from_numpy(tensor)
+        tensor = _tensor_over(tensor)
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{where} must be {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
@@ -62,11 +64,27 @@ def require_on_cpu(where: str, tensor: object, *dtypes: torch.dtype) -> Tensor:
     return flat
 
 
-def require_writable(where: str, tensor: object) -> Tensor:
-    flat = require_flat(where, tensor, torch.float32)
+def require_writable(where: str, tensor: object, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`require_flat` for what is written in place. Of a tensor, C++ looks whether its memory lets it."""
+    flat = require_flat(where, tensor, dtype)
+    if not isinstance(tensor, Tensor) and _is_read_only(tensor):
+        raise ValueError(f"{where} is a read-only array, and is written in place; pass a copy that can be written")
     if flat.requires_grad:
         raise ValueError(f"{where} is written in place, so it must not require grad; call .detach() first")
     return flat
+
+
+def _is_read_only(array: Any) -> bool:
+    return bool(array.__array_interface__["data"][1])
+
+
+def _tensor_over(array: Any) -> Tensor:
+    """The tensor that shares a NumPy array's memory."""
+    if not _is_read_only(array):
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Torch's, that a tensor does not know that it must not be written
+        return torch.from_numpy(array)
 
 
 def new_tensor(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -97,4 +115,4 @@ def buffer_of(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(bytearray(8)).cast(form)[:0]  # type: ignore[call-overload, no-any-return, unused-ignore]
     view: memoryview = _memory_at(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
-    return view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]
+    return view if form == "B" else view.cast(form)  # type: ignore[call-overload, no-any-return, unused-ignore]

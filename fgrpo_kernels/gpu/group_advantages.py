@@ -3,6 +3,9 @@
 Groups by id are found by comparing: each program reads all ids. That is 4 million comparisons for 8192 rows in 512
 groups, next to nothing, and spares a sort with its launches.
 
+The arithmetic is float64, in which sums and squares of float32 rewards neither overflow nor lose the digits that tell
+large rewards apart.
+
 B completions   R reward functions   S groups
 """
 
@@ -31,10 +34,10 @@ def combined_rewards(
     exists: tl.tensor,
 ) -> tl.tensor:
     """Weighted sums over the reward functions that apply to a row, and whether any does; 0 and False otherwise."""
-    value = (row * 0).to(tl.float32)
+    value = (row * 0).to(tl.float64)
     scored = row < 0  # nothing yet
     for r in range(0, num_rewards):
-        reward = tl.load(rewards_ptr + row * stride_b + r * stride_r, mask=exists, other=float("nan")).to(tl.float32)
+        reward = tl.load(rewards_ptr + row * stride_b + r * stride_r, mask=exists, other=float("nan")).to(tl.float64)
         applies = reward == reward
         if reward_weights_ptr is not None:
             reward = reward * tl.load(reward_weights_ptr + r)
@@ -69,25 +72,25 @@ def statistics(
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
     """`(rows, rows with a reward, their mean, standard deviation, whether they are all equal)` of a group."""
-    zero = start.to(tl.float32) * 0.0
-    size, count, total = zero, zero, zero
-    lowest, highest = float("inf"), float("-inf")
+    zero = (start * 0).to(tl.float64)
+    size, count, total, squares = zero, zero, zero, zero
+    lowest, highest = zero + float("inf"), zero + float("-inf")
     for first in range(start, end, BLOCK):
         row, exists = member_rows(first, end, ids_ptr, group, BLOCK)
         value, scored = combined_rewards(rewards_ptr, stride_b, stride_r, reward_weights_ptr, num_rewards, row, exists)
-        size += tl.sum(exists.to(tl.float32), 0)
-        count += tl.sum(scored.to(tl.float32), 0)
+        size += tl.sum(exists.to(tl.float64), 0)
+        count += tl.sum(scored.to(tl.float64), 0)
         total += tl.sum(value, 0)
         lowest = tl.minimum(lowest, tl.min(tl.where(scored, value, float("inf")), 0))
         highest = tl.maximum(highest, tl.max(tl.where(scored, value, float("-inf")), 0))
+    total += total - total  # NaN where a reward is infinite
     mean = total / count
-    squares = 0.0
     for first in range(start, end, BLOCK):
         row, exists = member_rows(first, end, ids_ptr, group, BLOCK)
         value, scored = combined_rewards(rewards_ptr, stride_b, stride_r, reward_weights_ptr, num_rewards, row, exists)
         deviation = tl.where(scored, value - mean, 0.0)
         squares += tl.sum(deviation * deviation, 0)
-    equal = lowest >= highest
+    equal = (lowest >= highest) & (total == total)
     return size, count, mean, tl.where(equal, 0.0, tl.sqrt(squares / (count - 1))), equal
 
 
@@ -135,7 +138,7 @@ def group_advantages_kernel(
         if size == 1:  # a lone row is compared with the batch
             count, mean, equal = batch_count, batch_mean, batch_equal
     elif size == 1:  # refused where it can be seen before the launch
-        mean, equal = float("nan"), equal & False
+        mean, equal = mean + float("nan"), equal & False
     tl.store(degenerate_ptr + group, equal)
 
     for first in range(start, end, BLOCK):
@@ -175,7 +178,7 @@ def group_advantages(
     outputs = _outputs(rewards, num_groups)
     if num_groups > 0:
         device = rewards.device
-        weights_R = None if reward_weights is None else reward_weights.to(device, torch.float32).contiguous()
+        weights_R = None if reward_weights is None else reward_weights.to(device, torch.float64).contiguous()
         stride_r, num_rewards = (rewards.stride(1), rewards.shape[1]) if rewards.ndim == 2 else (0, 1)
         rows = group_size if group_ids is None else rewards.shape[0]
         # The group size is the same in every step; the rows of a batch of ids are not.
@@ -194,6 +197,36 @@ def group_advantages(
 @group_advantages.register_fake
 def _(rewards: Tensor, group_size: int, group_ids: Tensor | None, num_groups: int, *_: Any) -> tuple[Tensor, ...]:
     return _outputs(rewards, num_groups)
+
+
+def normalize_then_sum(
+    rewards: Tensor,
+    group_size: int,
+    group_ids: Tensor | None,
+    num_groups: int,
+    reward_weights: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same four where every reward function is normalised by itself: three launches of the one kernel.
+
+    The columns are so many times the groups. Their weighted sums have mean 0 in each group, because each column has,
+    and so in the batch: to normalise them over the batch is to divide by its standard deviation.
+    """
+    rewards_BR = rewards[:, None] if rewards.ndim == 1 else rewards
+    B, R = rewards_BR.shape
+    ids_RB = None
+    if group_ids is not None:
+        first_R = num_groups * torch.arange(R, device=group_ids.device)
+        known_B = (group_ids >= 0) & (group_ids < num_groups)
+        ids_RB = torch.where(known_B, group_ids + first_R[:, None], -1).flatten()
+    columns = rewards_BR.t().flatten()
+    normalised, *_ = group_advantages(columns, group_size, ids_RB, R * num_groups, None, "group", "mean", eps)
+    normalised_BR = torch.where(columns.isnan(), torch.nan, normalised).view(R, B).t()
+    groups = (group_size, group_ids, num_groups, reward_weights)
+    unscaled, mean, std, _ = group_advantages(rewards, *groups, "none", "mean", eps)
+    advantages, _, _, degenerate = group_advantages(normalised_BR, *groups, "batch", "mean", eps)
+    # What the first launch has found to be wrong: a lone row, an id or a reward that could not be looked at.
+    return torch.where(unscaled.isnan(), torch.nan, advantages), mean, std, degenerate
 
 
 def _outputs(rewards: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

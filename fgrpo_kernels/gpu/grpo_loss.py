@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fgrpo_kernels.derivatives import first_derivative_only
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms
@@ -230,6 +230,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_derivative_only("grpo_loss")
 def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     return (gradient * grad_loss.to(gradient.dtype), *[None] * 14)
@@ -253,7 +254,7 @@ class _GRPOLossTokens(torch.autograd.Function):
         return loss, metrics
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("grpo_loss")
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # raises if the logits have been written to
         gradient, ctx.gradient = ctx.gradient, None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.derivatives import as_constant, first_derivative_only
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
 from fgrpo_kernels.gpu.row_softmax import row_offset, scan_row, write_row
@@ -102,7 +103,7 @@ def partial_token_stats(
     logits_shard: Tensor, targets: Tensor, vocab_start: int, temperature: float
 ) -> PartialTokenStats:
     """`fgrpo_kernels.partial_token_stats` after its checks."""
-    outputs = partial_stats_forward(logits_shard, targets.reshape(-1), vocab_start, temperature)
+    outputs = partial_stats_forward(logits_shard, as_constant(targets).reshape(-1), vocab_start, temperature)
     return PartialTokenStats(*(x_N.view(targets.shape) for x_N in outputs))
 
 
@@ -168,6 +169,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(output[0])
 
 
+@first_derivative_only("partial_token_stats")
 def _backward(ctx: Any, _: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
     return partial_stats_backward(*ctx.saved_tensors, *incoming, ctx.vocab_start, ctx.temperature), None, None, None
 

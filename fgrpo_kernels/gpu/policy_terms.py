@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fgrpo_kernels.derivatives import first_derivative_only
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.policy_kernels import NUM_SUMS, finish_kernel, live_rows_kernel, policy_terms_kernel
 from fgrpo_kernels.jit import FUSED
@@ -187,7 +187,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
 
 
-@once_differentiable
+@first_derivative_only("grpo_loss")
 def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     by_logp_N, by_entropy_N = ctx.saved_tensors
     return (by_logp_N * grad_loss, by_entropy_N * grad_loss if by_entropy_N.numel() else None, *[None] * 18)

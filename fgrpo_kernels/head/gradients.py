@@ -15,8 +15,11 @@ from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu.grpo_loss import scale_
 from fgrpo_kernels.head.blocks import Block, Rows
 from fgrpo_kernels.head.softcap import apply_softcap_slope_
-from fgrpo_kernels.head.tensors import Head, HeadTensors
+from fgrpo_kernels.head.tensors import Head, HeadDtypes, HeadTensors
 from fgrpo_kernels.rowwise import accumulation_dtype
+
+# Of a 16-bit head, so many columns of the logits at a time are copied to float32.
+COPIED_COLUMNS = 8192
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -24,11 +27,19 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Te
 class HeadGradients:
     """Gradients of those head tensors that need them, in float32 (or float64) until `result`.
 
+    The head is one `in_dtype_of_products`; `dtypes` are those of the caller's own tensors.
     `add` takes them as if the loss were divided by `scale`, a 0-d power of two (None: 1), which `result` makes up for.
     """
 
-    def __init__(self, head: Head, rows: Rows, needed: Sequence[bool], scale: Tensor | None) -> None:
-        self._head, self._rows, self._scale = head, rows, scale
+    def __init__(
+        self,
+        head: Head,
+        rows: Rows,
+        needed: Sequence[bool],
+        dtypes: HeadDtypes,
+        scale: Tensor | None,
+    ) -> None:
+        self._head, self._rows, self._scale, self._dtypes = head, rows, scale, dtypes
         tensors = head.tensors
         dtype = accumulation_dtype(tensors.hidden_NH.dtype)
         V = head.options.vocab_size
@@ -57,9 +68,12 @@ class HeadGradients:
             assert options.softcap is not None, "only a soft cap leaves raw logits"
             apply_softcap_slope_(grad_nV, block.raw_nV, options.softcap)
         vocabulary = slice(options.vocab_size)
-        for total, weight in ((self._hidden_nH, tensors.weight_VH), (self._hidden_nR, tensors.weight_VR)):
+        for total, weight, dtype in (
+            (self._hidden_nH, tensors.weight_VH, self._dtypes.hidden_NH),
+            (self._hidden_nR, tensors.weight_VR, self._dtypes.hidden_NR),
+        ):
             if total is not None and weight is not None:
-                _set_product(total[block.where], grad_nV, weight[vocabulary])
+                _set_product(total[block.where], grad_nV, weight[vocabulary], unrounded=dtype == total.dtype)
         for total, hidden in ((self._weight_VH, block.hidden_nH), (self._weight_VR, block.hidden_nR)):
             if total is not None and hidden is not None:
                 _add_product(total[vocabulary], grad_nV.t(), hidden, first)
@@ -68,22 +82,27 @@ class HeadGradients:
             (self._bias_V[vocabulary].copy_ if first else self._bias_V[vocabulary].add_)(column_sums)
 
     def result(self, upstream: Tensor | None = None) -> Gradients:
-        """The gradients in the inputs' dtype, times `upstream`, in the order of HeadTensors; totals are given away."""
+        """Gradients in the caller's dtypes, times `upstream`, in the order of HeadTensors; totals are given away."""
         factor = upstream if self._scale is None else self._scale if upstream is None else self._scale * upstream
-        dtype, rows = self._head.tensors.hidden_NH.dtype, self._rows
+        dtypes, rows = self._dtypes, self._rows
 
-        def finish(total: Tensor | None) -> Tensor | None:
+        def finish(total: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
             return None if total is None else _times(total, factor).to(dtype)
 
-        def spread(total: Tensor | None, like: Tensor | None) -> Tensor | None:
-            gradient = finish(total)
-            if gradient is None or like is None or rows.index_n is None:
+        def spread(total: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+            gradient = finish(total, dtype)
+            if gradient is None or rows.index_n is None:
                 return gradient
-            return torch.zeros_like(like, memory_format=torch.contiguous_format).index_copy_(0, rows.index_n, gradient)
+            num_rows = len(self._head.tensors.hidden_NH)
+            return gradient.new_zeros(num_rows, gradient.shape[1]).index_copy_(0, rows.index_n, gradient)
 
-        tensors = self._head.tensors
-        hidden, low = spread(self._hidden_nH, tensors.hidden_NH), spread(self._hidden_nR, tensors.hidden_NR)
-        return hidden, finish(self._weight_VH), finish(self._bias_V), low, finish(self._weight_VR)
+        return (
+            spread(self._hidden_nH, dtypes.hidden_NH),
+            finish(self._weight_VH, dtypes.weight_VH),
+            finish(self._bias_V, dtypes.bias_V),
+            spread(self._hidden_nR, dtypes.hidden_NR),
+            finish(self._weight_VR, dtypes.weight_VR),
+        )
 
 
 def scale_for(dtype: torch.dtype, slopes: Tensor) -> Tensor | None:
@@ -110,12 +129,19 @@ def _times(total: Tensor, factor: Tensor | None) -> Tensor:
     return total.mul_(factor)
 
 
-def _set_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """`out = a @ b`, for a float32 `out` of 16-bit matrices too; a CPU rounds that to their dtype in between."""
+def _set_product(out: Tensor, a: Tensor, b: Tensor, unrounded: bool) -> None:
+    """`out = a @ b`, for a float32 `out` of 16-bit matrices too.
+
+    Without a product for that, as on a CPU, it is rounded to their dtype in between; or, `unrounded`, made from copies.
+    """
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif _has_mixed_product(out.device, a.dtype):
         torch.mm(a, b, out_dtype=out.dtype, out=out)
+    elif unrounded:
+        out.zero_()
+        for part_a, part_b in zip(a.split(COPIED_COLUMNS, 1), b.split(COPIED_COLUMNS), strict=True):
+            out.addmm_(part_a.to(out.dtype), part_b.to(out.dtype))
     else:
         out.copy_(a @ b)
 

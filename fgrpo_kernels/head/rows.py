@@ -33,10 +33,10 @@ class HeadStats(NamedTuple):
     log_sum_n: Tensor
 
     @staticmethod
-    def zeros(num_rows: int, logits: Tensor) -> HeadStats:
-        """For `num_rows` rows of logits like these."""
-        dtype = accumulation_dtype(logits.dtype)
-        return HeadStats(*(torch.zeros(num_rows, dtype=dtype, device=logits.device) for _ in HeadStats._fields))
+    def zeros(num_rows: int, dtype: torch.dtype, device: torch.device) -> HeadStats:
+        """For `num_rows` rows of logits of that dtype."""
+        dtype = accumulation_dtype(dtype)
+        return HeadStats(*(torch.zeros(num_rows, dtype=dtype, device=device) for _ in HeadStats._fields))
 
     def select(self, rows: Tensor | slice) -> HeadStats:
         return HeadStats(*(x_n[rows] for x_n in self))

@@ -184,16 +184,29 @@ def _metrics(objective: Objective, tokens: Tokens) -> dict[str, Any]:
     def mean(x_N: Tensor) -> float:
         return (torch.where(mask_N, x_N.float(), 0.0).sum() / count).item()
 
-    low_N, high_N = objective.clipped(tokens)
-    capped = 0.0
-    if isinstance(objective, PPOClip) and objective.delta is not None:
-        ratio_N = bounded_exp(objective.log_ratio(tokens))
-        capped = mean((ratio_N > objective.delta) & (tokens.advantages_N < 0))
+    clipped_N, lower_N = _clipped(objective, tokens)
     return {
-        "actor/pg_clipfrac": mean(low_N | high_N),
+        "actor/pg_clipfrac": mean(clipped_N),
         "actor/ppo_kl": mean(tokens.old_logp_N - tokens.logp_N),
-        "actor/pg_clipfrac_lower": capped,
+        "actor/pg_clipfrac_lower": mean(lower_N),
     }
+
+
+def _clipped(objective: Objective, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Two bool `[N]`: the tokens that verl's loss counts in `pg_clipfrac`, and in `pg_clipfrac_lower`."""
+    positive_N, negative_N = tokens.advantages_N > 0, tokens.advantages_N < 0
+    if isinstance(objective, GMPO):  # all outside the bounds, also where the advantage's sign lets them through
+        log_ratio_N = tokens.log_ratio("token")
+        outside_N = (log_ratio_N < -objective.low) | (log_ratio_N > objective.high)
+        return outside_N & positive_N, outside_N & negative_N
+    if isinstance(objective, CISPO):  # the same, whatever the advantage
+        ratio_N = bounded_exp(objective.log_ratio(tokens))
+        return (ratio_N < objective.low) | (ratio_N > objective.high), torch.zeros_like(negative_N)
+    low_N, high_N = objective.clipped(tokens)
+    capped_N = torch.zeros_like(negative_N)
+    if isinstance(objective, PPOClip) and objective.delta is not None:
+        capped_N = (bounded_exp(objective.log_ratio(tokens)) > objective.delta) & negative_N
+    return low_N | high_N, capped_N
 
 
 class FusedLinearForPPO(nn.Module):

@@ -5,7 +5,6 @@ B sequences   T tokens   H hidden size   V vocabulary
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +53,25 @@ class CausalLMHead:
     def token_logprobs(self, model: Any, hidden: Tensor, targets: Tensor, row_mask: Tensor) -> TokenLogprobs:
         """`linear_token_logprobs` of hidden states `[B, T, H]`; rows outside the mask are 0."""
         head = model.get_output_embeddings()
-        with self._precision(head):
-            hidden, weight, options = self._arguments(head, hidden)
-            return linear_token_logprobs(hidden, weight, targets.to(hidden.device), row_mask=row_mask, **options)
+        hidden, weight, options = self._arguments(head, hidden)
+        return linear_token_logprobs(hidden, weight, targets.to(hidden.device), row_mask=row_mask, **options)
 
     @torch.compiler.disable
     def grpo_loss(self, model: Any, hidden: Tensor, targets: Tensor, **terms: Any) -> GRPOLoss:
         """`linear_grpo_loss` of hidden states `[B, T, H]`; `terms` are that function's."""
         head = model.get_output_embeddings()
-        with self._precision(head):
-            hidden, weight, options = self._arguments(head, hidden)
-            return linear_grpo_loss(hidden, weight, targets.to(hidden.device), **options | terms)
-
-    def _precision(self, head: Any) -> AbstractContextManager[Any]:
-        return torch.autocast(head.weight.device.type, enabled=False) if self.in_float32 else nullcontext()
+        hidden, weight, options = self._arguments(head, hidden)
+        return linear_grpo_loss(hidden, weight, targets.to(hidden.device), **options | terms)
 
     def _arguments(self, head: Any, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         weight, bias = (_whole(x) for x in (head.weight, getattr(head, "bias", None)))
         assert weight is not None, "a head has a weight"
         hidden = hidden.to(weight.device)  # a model split over devices may end on another one
-        if self.in_float32:
-            hidden = hidden.float()
-        if not torch.is_autocast_enabled(hidden.device.type):
-            weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         options: dict[str, Any] = {"bias": bias, "temperature": self.temperature}
+        if self.in_float32:
+            options["head_dtype"] = torch.float32
+        elif not torch.is_autocast_enabled(hidden.device.type):
+            options["head_dtype"] = hidden.dtype
         if self.softcap is not None:
             options |= {"logit_softcap": self.softcap, "logit_scale": self.scale}
         else:

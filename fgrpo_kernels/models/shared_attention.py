@@ -47,15 +47,11 @@ def compact_mask(batch: PrefixBatch) -> Tensor:
 def shared_attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """`query` `[R, h, L, d]` and so on, as transformers calls it; returns `[R, L, h, d]`."""
+    """`query`, `key` and `value` `[R, h, L, d]` as transformers gives them; returns `[R, L, h, d]`."""
     if attention_mask is None or attention_mask.dtype != torch.int64:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return output, None
-    outputs = []
-    for r, (ends_L, positions_L) in enumerate(attention_mask[:, 0].unbind()):
-        row = (x[r : r + 1] for x in (query, key, value))
-        outputs.append(_attend(module, *row, ends_L, positions_L, options))
-    return torch.cat(outputs), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows = zip(*(x.split(1) for x in (query, key, value)), attention_mask[:, 0].unbind(), strict=True)
+    return torch.cat([_attend(module, q, k, v, sees[0], sees[1], options) for q, k, v, sees in rows]), None
 
 
 def _attend(
@@ -70,19 +66,22 @@ def _attend(
     """One row."""
     window, L = options.get("sliding_window"), len(ends_L)
     trunk = int((ends_L == ends_L[0]).int().cumprod(0).sum()) if window is None else 0
-    index_L = torch.arange(L)
     outputs = []
     if trunk > 0:
-        parts = (x[:, :, :trunk] for x in (query, key, value))
-        outputs.append(sdpa_attention_forward(module, *parts, None, **options)[0])
+        q, k, v = (x[:, :, :trunk] for x in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
+    index_L = torch.arange(L)
     for start in range(trunk, L, QUERIES):
-        q = index_L[start : start + QUERIES, None]
-        k = ((ends_L > start) & (index_L < start + QUERIES)).nonzero().flatten()
-        sees = (k <= q) & (q < ends_L[k])
+        block = slice(start, start + QUERIES)
+        at_q = index_L[block, None]
+        seen = (ends_L > start) & (index_L < start + QUERIES)
         if window is not None:
-            sees &= positions_L[q] - positions_L[k] < window
-            k, sees = k[sees.any(0)], sees[:, sees.any(0)]
-        mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)
-        parts = (query[:, :, start : start + QUERIES], key[:, :, k], value[:, :, k])
-        outputs.append(sdpa_attention_forward(module, *parts, mask[None, None], **options)[0])
+            seen &= positions_L > positions_L[block].min() - window
+        at_k = seen.nonzero().flatten()
+        sees = (at_k <= at_q) & (at_q < ends_L[at_k])
+        if window is not None:
+            sees &= positions_L[at_q] - positions_L[at_k] < window
+        mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)[None, None]
+        q, k, v = query[:, :, block], key[:, :, at_k], value[:, :, at_k]
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
     return torch.cat(outputs, dim=1)

@@ -39,6 +39,7 @@ def grpo_loss(
         "reference.grpo_loss",
         logits.shape[:-1],
         accumulation_dtype(logits.dtype),
+        targets,
         advantages=advantages,
         weights=weights,
         old_logp=old_logp,

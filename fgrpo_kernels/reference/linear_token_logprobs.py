@@ -24,7 +24,10 @@ def linear_token_logprobs(
     **head_options: Any,
 ) -> TokenLogprobs:
     """See `fgrpo_kernels.linear_token_logprobs`; `head_options` are those of `head_logits`."""
-    keep = targets == targets if row_mask is None else row_mask != 0
+    if row_mask is None:
+        logits = head_logits(hidden, weight, bias, low_rank, **head_options)[..., :vocab_size]
+        return token_logprobs(logits, targets, temperature=temperature)
+    keep = row_mask != 0
     low_rank = None if low_rank is None else (low_rank[0][keep], low_rank[1])
     logits = head_logits(hidden[keep], weight, bias, low_rank, **head_options)[..., :vocab_size]
     kept = token_logprobs(logits, targets[keep], temperature=temperature)

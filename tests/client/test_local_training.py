@@ -159,7 +159,7 @@ def test_a_training_step_never_holds_the_logits_of_all_rows(policy, small_config
             (batches,) = minibatches(policy, rollouts, advantages_B, config)
             backward(replace(policy, plain_head=plain_head), batches, config)
         if plain_head:
-            assert most.rows == 16
+            assert 1 < most.rows <= 16
         else:  # the measure sees such a tensor where there is one
             assert most.rows >= len(batches[0].targets_N) > 32
 

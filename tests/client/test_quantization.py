@@ -12,7 +12,7 @@ from torch import nn
 from fgrpo.client import quantization
 from fgrpo.client.local_training import backward, minibatches
 from fgrpo.client.policy import Policy
-from fgrpo.config import EvaluationConfig, LoraConfig
+from fgrpo.config import EngineConfig, EvaluationConfig, LoraConfig
 from fgrpo.errors import ConfigError
 from fgrpo.experiment import resume, train
 from fgrpo.settings import check
@@ -20,7 +20,7 @@ from fgrpo.settings import check
 
 @pytest.fixture
 def config(small_config):
-    return replace(small_config, quantization="nf4", lora=LoraConfig(rank=4))
+    return replace(small_config, engine=EngineConfig(workers=0), quantization="nf4", lora=LoraConfig(rank=4))
 
 
 @pytest.fixture

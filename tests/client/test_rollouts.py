@@ -1,14 +1,16 @@
 """Sampled completions: masks, padding, and the recorded probabilities."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fgrpo.client.policy import _completion_logits
-from fgrpo.client.rollouts import completion_mask, sample
+from fgrpo.client.rollouts import completion_mask, encode, sample
 from fgrpo.config import RolloutConfig
+from fgrpo.errors import TaskError
 
 PROMPTS = [
     "State the final answer to the following arithmetic problem: 4 + 3 =",
@@ -22,8 +24,15 @@ def sampled(policy, **changes):
     return sample(policy.model, policy.tokenizer, PROMPTS, replace(CONFIG, **changes), seed=7)
 
 
+def completion_logits(model, rollouts):
+    """[B, T, V], of the rollouts as they are, with positions that count real tokens."""
+    positions_BL = (rollouts.attention_BL.cumsum(dim=1) - 1).clamp_min(0)
+    inputs = {"input_ids": rollouts.tokens_BL, "attention_mask": rollouts.attention_BL, "position_ids": positions_BL}
+    return model(**inputs).logits[:, rollouts.prompt_length - 1 : -1]
+
+
 def model_logp(model, rollouts, temperature):
-    logits_BTV = _completion_logits(model, rollouts).float() / temperature
+    logits_BTV = completion_logits(model, rollouts).float() / temperature
     targets_BT = rollouts.tokens_BL[:, rollouts.prompt_length :]
     return logits_BTV.log_softmax(-1).gather(2, targets_BT[..., None])[..., 0].masked_fill(~rollouts.mask_BT, 0.0)
 
@@ -73,7 +82,7 @@ def test_greedy_gives_one_completion_each(policy):
     rollouts = sample(policy.model, policy.tokenizer, PROMPTS, CONFIG, seed=0, greedy=True)
     assert len(rollouts.completions) == 3
     with torch.no_grad():
-        logits_BTV = _completion_logits(policy.model, rollouts)
+        logits_BTV = completion_logits(policy.model, rollouts)
     chosen = rollouts.tokens_BL[:, rollouts.prompt_length :]
     assert (logits_BTV.argmax(-1) == chosen)[rollouts.mask_BT].all()
 
@@ -89,3 +98,25 @@ def test_texts_end_where_the_mask_ends(policy):
     completion_BT = rollouts.tokens_BL[:, rollouts.prompt_length :]
     for tokens, mask, text in zip(completion_BT, rollouts.mask_BT, rollouts.completions, strict=True):
         assert policy.tokenizer.decode(tokens[mask], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "$A </s>", "<s> $A", "$A </s> </s>"])
+def test_what_a_tokenizer_appends_to_prompts_is_left_out(policy, template):
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.chat_template = None
+    specials = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    bare = tokenizer(PROMPTS, add_special_tokens=False)["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
+    assert ("</s>" in template) == (tokenizer(PROMPTS[0])["input_ids"][-1] == specials[1][1])
+    encoded = encode(tokenizer, PROMPTS, torch.device("cpu"))
+    before = [specials[0][1]] if "<s>" in template.split() else []
+    for tokens, mask, expected in zip(encoded.tokens_PL, encoded.mask_PL, bare, strict=True):
+        assert tokens[mask.bool()].tolist() == before + expected
+        assert mask[-1] == 1
+
+
+def test_a_prompt_without_tokens_is_refused_in_one_line(policy):
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(TaskError, match="a prompt has no tokens: ''"):
+        sample(policy.model, tokenizer, ["1 + 1 =", ""], CONFIG, seed=0)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fgrpo.client.owners import make_clients
+from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.tasks import Curriculum, make_task
 from fgrpo.client.tasks.rewards import exact_match, math_verify, number_match
-from fgrpo.config import ClientConfig, Config, EvaluationConfig, PartitionConfig, TaskConfig
+from fgrpo.config import ClientConfig, Config, EvaluationConfig, ParticipationConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError, TaskError
 from fgrpo.records import Example
 
@@ -190,10 +190,36 @@ def test_one_dataset_is_split_into_clients(rows, scheme, column, clients):
         assert [len(topic) for topic in topics] == [1, 1]
 
 
+def test_clients_are_the_same_whenever_they_are_built(rows):
+    partition = PartitionConfig(from_file(rows), clients=40)
+    config = Config(partition=partition, evaluation=EvaluationConfig(prompts=1, clients=2))
+    owners = Owners(config)
+    first = [client.draw(0, 8) for client in owners.values()]  # more of them than stay built
+    assert [[q.example for q in client.draw(0, 8)] for client in owners.values()] == [
+        [q.example for q in questions] for questions in first
+    ]
+    assert [name for name, client in owners.items() if client.held_out()] == owners.evaluated
+    held_out = {q.example.prompt for client in owners.values() for q in client.held_out()}
+    assert len(held_out) == 2
+    assert not held_out & {q.example.prompt for questions in first for q in questions}
+
+
+def test_a_task_that_nobody_holds_out_is_tried_all_the_same():
+    wrong = ClientConfig([TaskConfig(reasoning_gym="chain_sumz")])
+    clients = {f"c{k}": ClientConfig([SUMS]) for k in range(50)}
+    config = Config(evaluation=EvaluationConfig(clients=1), clients={**clients, "last": wrong})
+    with pytest.raises(ConfigError, match=r"client last: .*did you mean 'chain_sum'"):
+        Owners(config)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         pytest.param(Config(), id="nobody"),
+        pytest.param(
+            Config(clients={"a": ClientConfig([SUMS])}, participation=ParticipationConfig(clients_per_round=2)),
+            id="more-than-there-are",
+        ),
         pytest.param(Config(clients={"a/b": ClientConfig([SUMS])}), id="bad-name"),
         pytest.param(Config(clients={"a": ClientConfig([])}), id="no-tasks"),
         pytest.param(Config(partition=PartitionConfig(SUMS)), id="partition-of-no-dataset"),

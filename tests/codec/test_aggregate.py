@@ -45,6 +45,32 @@ def test_any_order_gives_the_same_bits(order: list[int], threads: int) -> None:
     assert torch.equal(permuted.dots_with_mean, stats.dots_with_mean[list(order)])
 
 
+def with_last_code(encoded: Encoded, code: int) -> Encoded:
+    codes = encoded.codes.clone()
+    codes[-1] = code
+    return Encoded(codes, encoded.scales.clone(), encoded.codec, encoded.block, encoded.size)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int2", "none"])
+def test_payloads_that_differ_at_their_end_have_an_order(codec: str) -> None:
+    """More equal bytes than the order is first found by; among the different ones are copies. A large first term makes
+    the sum depend on who comes next.
+    """
+    size = 400_000
+    deltas = [torch.full((size,), 1e6)] + [torch.arange(size) % 7 / 3.0] * 3
+    encodeds = [encode(delta, codec=codec) for delta in deltas]
+    encodeds += [with_last_code(encoded, code) for encoded in encodeds for code in (3, 5, 5, 3)]
+    weights = [0.3] * len(encodeds)
+    expected = specification.aggregate(encodeds, weights).tobytes()
+    for seed in range(4):
+        shuffled = random.Random(seed).sample(encodeds, len(encodeds))
+        total, stats = aggregate_with_stats(shuffled, weights, num_threads=1 + seed)
+        assert total.numpy().tobytes() == expected
+        assert aggregate(shuffled, weights, num_threads=1 + seed).numpy().tobytes() == expected
+        decoded = torch.stack([decode(encoded) for encoded in shuffled]).double()
+        torch.testing.assert_close(stats.squared_norms, decoded.square().sum(1), rtol=1e-12, atol=0)
+
+
 def test_order_matters_without_a_rule() -> None:
     """The sums of these payloads do depend on the order of addition, or the test above would show nothing."""
     sums = set()

@@ -1,7 +1,9 @@
 """Every wrong argument is refused with a message that names it; nothing the caller owns changes."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from fgrpo_kernels import _C
 from fgrpo_kernels.codec import CODECS, Encoded, aggregate, check_codes, decode, encode
+from fgrpo_kernels.downlink import apply_update, encode_update
+from fgrpo_kernels.robust import median
 
 ONES = torch.ones(100)
 CODES = torch.zeros(64, dtype=torch.uint8)  # 100 int4 codes in two blocks of 64
@@ -225,6 +229,15 @@ def test_numpy_arrays_share_memory() -> None:
     np.testing.assert_allclose(decode(encoded).numpy() + residual, new - base, rtol=1e-6)
 
 
+def test_a_payload_may_hold_arrays() -> None:
+    """Read-only ones too, such as those over the bytes of a message."""
+    encoded = payload("none")
+    codes = np.frombuffer(encoded.codes.numpy().tobytes(), np.uint8)
+    received = Encoded(codes, encoded.scales, "none", 64, 100)
+    assert torch.equal(decode(received), decode(encoded))
+    assert received.nbytes == encoded.nbytes
+
+
 def test_parameters_that_require_grad_are_read() -> None:
     parameter = torch.nn.Parameter(torch.randn(100))
     assert torch.equal(encode(parameter).codes, encode(parameter.detach()).codes)
@@ -251,8 +264,56 @@ def test_bindings_check_buffers_themselves(buffer: object, error: type[Exception
 
 def test_bindings_do_not_write_to_read_only_memory() -> None:
     scales = np.zeros(1, np.uint16)
-    with pytest.raises(BufferError):
+    with pytest.raises(ValueError, match="encode: codes is in read-only memory"):
         _C.encode(np.ones(8, np.float32), None, None, "int8", 64, "nearest", 0, "absmax", bytes(64), scales, 1)
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.ndarray:
+    """100 zeros in a file that is mapped for reading: writing to it ends the process."""
+    path = tmp_path / "zeros"
+    path.write_bytes(bytes(400))
+    return np.memmap(path, np.float32, mode="r")
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def test_read_only_arrays_are_read_and_not_written(mapped: np.ndarray, recwarn: pytest.WarningsRecorder) -> None:
+    new = read_only(np.ones(100, np.float32))
+    assert torch.equal(decode(encode(new, mapped, codec="none")), ONES)
+    assert not recwarn.list
+    for residual in (mapped, read_only(np.zeros(100, np.float32))):
+        with pytest.raises(ValueError, match="encode: residual is a read-only array, and is written"):
+            encode(new, residual=residual)
+        assert not residual.any()
+
+
+WRITING = {
+    "encode: residual": lambda out: encode(ONES, residual=out),
+    "encode: codes": lambda out: encode(
+        ONES[:64], codec="int8", out=Encoded(out.view(torch.uint8)[:64], SCALES[:1], "int8", 64, 64)
+    ),
+    "encode: scales": lambda out: encode(ONES, out=Encoded(CODES, out.view(torch.bfloat16)[:2], "int4", 64, 100)),
+    "decode: out": lambda out: decode(payload(), out),
+    "aggregate: out": lambda out: aggregate([payload()], [1.0], out),
+    "trimmed_mean: out": lambda out: median([payload()], out),
+    "apply_update: out": lambda out: apply_update(
+        torch.zeros(200).bfloat16(),
+        encode_update(torch.ones(200).bfloat16(), torch.zeros(200).bfloat16()),
+        out.view(torch.bfloat16),
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not say")
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("name", WRITING)
+def test_tensors_over_read_only_memory_are_not_written(name: str, mapped: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is in read-only memory, and is written to; pass a copy"):
+        WRITING[name](torch.from_numpy(mapped))
 
 
 def test_unknown_instruction_set() -> None:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgrpo.client.owners import make_clients
+from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.stacked_lora import stacked
 from fgrpo.client.stacked_training import check_can_stack
 from fgrpo.config import ClientConfig, CodecConfig, EngineConfig, LoraConfig, TaskConfig
 from fgrpo.engines.in_process import InProcess
 from fgrpo.engines.stacked import Stacked
+from fgrpo.engines.workplace import Workplace
 from fgrpo.errors import ConfigError
 from fgrpo.experiment import resume, train
 from fgrpo.records import Failure, ServerState
@@ -57,8 +58,8 @@ def policy(config):
 
 def play(kind, config, policy):
     """The replies to a round, by client: deltas and reports, or failures."""
-    engine, found = kind(make_clients(config), policy, config, Watcher()), {}
-    for reply in engine.train(ServerState.initial(start(policy)))[0]:
+    engine, found = kind(Workplace(config, Owners(config), policy)), {}
+    for reply in engine.train(ServerState.initial(start(policy)), engine.clients, Watcher())[0]:
         if isinstance(reply, Failure):
             found[reply.client] = reply
         else:
@@ -145,7 +146,8 @@ def test_a_pass_has_the_rows_of_all_clients(config, policy, monkeypatch):
     seen, states = [], Policy.states
 
     def counted(policy, inputs):
-        seen.append(len(inputs.input_ids))
+        if torch.is_grad_enabled():
+            seen.append(len(inputs.input_ids))
         return states(policy, inputs)
 
     monkeypatch.setattr(Policy, "states", counted)
@@ -163,9 +165,10 @@ def test_an_equal_prompt_of_two_clients_is_each_ones_own(config, policy):
     twin = config.clients["sums"]
     config = replace(config, clients={"a": twin, "b": twin}, train=replace(config.train, local_steps=1))
     first, second = make_clients(config)
-    members, ends = [first, replace(second, seed=first.seed, curricula=first.curricula)], []
+    members, ends = {"a": first, "b": replace(second, seed=first.seed, curricula=first.curricula)}, []
     for kind in (Stacked, InProcess):
-        replies, _ = kind(members, policy, config, Watcher()).train(ServerState.initial(start(policy)))
+        engine = kind(Workplace(config, members, policy))
+        replies, _ = engine.train(ServerState.initial(start(policy)), ["a", "b"], Watcher())
         ends.append([decode(unpack(reply.payload)[1]) for reply in replies])
     assert not torch.equal(*ends[1]), "they sample with seeds of their own"
     for found_P, expected_P in zip(*ends, strict=True):
@@ -232,6 +235,8 @@ def test_a_run_of_it_goes_on_without_it(config, policy, tmp_path, monkeypatch):
     assert not torch.equal(folder.load().params_P, before_P)
 
 
-def test_without_adapters_it_is_refused(config):
+def test_what_it_does_not_go_with(config):
     with pytest.raises(ConfigError, match=r"engine\.stacked: .* set lora"):
         check(replace(config, engine=EngineConfig(stacked=True), lora=None))
+    with pytest.raises(ConfigError, match=r"engine\.stacked: .* engine\.workers 2"):
+        check(replace(config, engine=EngineConfig(workers=2, stacked=True)))

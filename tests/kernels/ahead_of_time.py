@@ -60,6 +60,7 @@ POINTERS = {
     "order_ptr": "*i64",
     "starts_ptr": "*i64",
     "degenerate_ptr": "*i1",
+    "reward_weights_ptr": "*fp64",
     "codes_ptr": "*u8",
     "halves_ptr": "*i16",
     "scales_ptr": "*i16",

@@ -97,12 +97,17 @@ def test_empty_batch(op):
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
-@pytest.mark.parametrize("shift", [-200.0, 200.0])
-def test_ratios_beyond_float32_give_finite_gradients(advantage, shift):
-    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    arguments = {"targets": torch.tensor([1, 2, 3]), "weights": torch.ones(3), "logits": logits}
+@pytest.mark.parametrize(("logit", "old_logp"), [(0.0, -200.0), (-200.0, 0.0)], ids=["large", "small"])
+def test_ratios_beyond_float32_give_finite_gradients(advantage, logit, old_logp):
+    logits, targets = torch.randn(3, V, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3])
+    logits[torch.arange(3), targets] = logit
     loss, gradient, _ = loss_and_gradient(
-        grpo_loss, advantages=torch.full((3,), advantage), old_logp=torch.full((3,), shift), **arguments
+        grpo_loss,
+        logits=logits.requires_grad_(),
+        targets=targets,
+        advantages=torch.full((3,), advantage),
+        weights=torch.full((3,), 1 / 3),
+        old_logp=torch.full((3,), old_logp),
     )
     assert loss.isfinite()
     assert gradient.isfinite().all()

@@ -19,18 +19,19 @@ def head_arguments(rows=5):
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0], ids=["uncapped", "softcap"])
-def test_opcheck(softcap):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(softcap, dtype):
     *tensors, targets = head_arguments()
-    torch.library.opcheck(head_logprobs, (*tensors, targets, targets != 3, 0.8, softcap, V - 2))
-    torch.library.opcheck(head_logprobs, (*tensors[:2], None, None, None, targets, None, 0.8, softcap, V))
+    torch.library.opcheck(head_logprobs, (*tensors, targets, targets != 3, 0.8, softcap, V - 2, dtype))
+    torch.library.opcheck(head_logprobs, (*tensors[:2], None, None, None, targets, None, 0.8, softcap, V, dtype))
 
 
 def test_opcheck_backward():
     *tensors, targets = (x.detach() for x in head_arguments())
-    stats = head_logprobs(*tensors, targets, None, 1.0, None, V)
+    stats = head_logprobs(*tensors, targets, None, 1.0, None, V, torch.float32)
     slopes = torch.ones_like(stats[0])
     for needed in ([True] * 5, [True, False, False, False, True]):
-        arguments = (*tensors, targets, None, *stats, slopes, None, 1.0, None, V, needed)
+        arguments = (*tensors, targets, None, *stats, slopes, None, 1.0, None, V, torch.float32, needed)
         torch.library.opcheck(head_logprobs_backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

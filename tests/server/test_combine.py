@@ -32,10 +32,10 @@ class LiarAmongFive:
     clients = (*HONEST, "mallory")
     manifest = Manifest(("weight",), ((SIZE,),))
 
-    def train(self, state):
+    def train(self, state, clients, observer):
         noise = torch.Generator().manual_seed(1)
         replies = []
-        for client in self.clients:
+        for client in clients:
             delta_P = TRUTH_P + 1e-5 * torch.randn(SIZE, generator=noise) if client in HONEST else LIE_P
             header = Header(client, state.round + 1, self.manifest.hash, fingerprint(state.params_P))
             replies.append(Reply(client, report(client), pack(encode(delta_P, codec="int8"), header)))

@@ -45,6 +45,7 @@ def play(progress, rounds=range(1, ROUNDS + 1)):
         for client in CLIENTS:
             progress.stage(client, "rollout")
             progress.stage(client, "train")
+            progress.stage(client, "done")
         progress.stage("server", "save")
         for record in [*records(number), *(evaluations(number) if number == ROUNDS else [])]:
             progress.record(record)
@@ -122,21 +123,43 @@ def test_the_live_display_says_where_the_run_is_and_how_long_it_takes(monkeypatc
         progress.stage("adder", "rollout")
         assert "round 10 of 12" in picture()
         assert "? left" in picture()
-        assert "adder: rollout, client 1 of 2" in picture()
+        assert "adder: rollout, 0 of 2 done" in picture()
         now[0] += 60
         for record in records(10):
             progress.record(record)
         progress.stage("server", "clients")
         now[0] += 20
+        progress.stage("adder", "encode")
         progress.stage(CLIENTS[1], "train")
+        assert "adder: encode, ward 7\\x1b[31m\\nb: train, 0 of 2 done" in picture()
+        progress.stage("adder", "done")
         assert "round 11 of 12" in picture()
         assert "1:25 elapsed" in picture()
         assert "1:40 left" in picture()  # two rounds of 60 s, less the 20 s that have gone by
-        assert "ward 7\\x1b[31m\\nb: train, client 1 of 2" in picture()
+        assert "ward 7\\x1b[31m\\nb: train, 1 of 2 done" in picture()
         for record in records(11):
             progress.record(record)
         line = next(line for line in picture().splitlines() if line.startswith("adder"))
         assert line.split() == ["adder", "2.75", "+0.25", "▁█"]
+
+
+def test_of_many_clients_those_at_work_and_those_heard_last_are_shown():
+    names = [f"client-{k}" for k in range(1000)]
+    console = Console(file=io.StringIO(), width=110)
+    with Progress(3, names, asked=20, console=console) as progress:
+        progress.stage("server", "clients")
+        for name in names[:20]:
+            progress.record(Report(name, 1, 64, 640, 0.5, 0.1, 10.0, 0.0, {}, {}))
+        weights = dict.fromkeys(names[:20], 0.05)
+        progress.record(RoundSummary(1, weights, weights, {}, {}, 12000, 1.0, {"clients": 2.0}))
+        progress.stage("server", "clients")
+        progress.stage("client-700", "train")
+        with console.capture() as capture:
+            console.print(progress)
+        lines = capture.get().splitlines()
+    assert "client-700: train, 0 of 20 done" in lines[1]
+    assert [line.split()[0] for line in lines[3:]] == ["client-700", *(f"client-{k}" for k in range(19, 4, -1))]
+    assert console.file.getvalue().splitlines()[0].endswith("client-15 0.5 (5%)  and 4 more")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The curves of a run, read back as TensorBoard reads them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +37,7 @@ def folder(tmp_path):
 
 
 def commit(folder, number):
-    folder.commit(ServerState(number, torch.zeros(3), {}, {}, {}), records(number), {})
+    folder.commit(replace(ServerState.initial(torch.zeros(3)), round=number), records(number), {})
 
 
 def curves(folder):

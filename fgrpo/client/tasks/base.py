@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from itertools import count, islice
 from typing import Protocol
 
@@ -38,7 +38,8 @@ class Curriculum:
     def __init__(self, task: Task, held_out: int) -> None:
         self.task = task
         self.held_out: Sequence[Example] = self._first_different(held_out)
-        self._excluded = {example.prompt for example in self.held_out}
+        self._own = {example.prompt for example in self.held_out}
+        self._excluded: Set[str] = frozenset()
 
     def _first_different(self, wanted: int) -> list[Example]:
         found: dict[str, Example] = {}
@@ -49,15 +50,15 @@ class Curriculum:
             found.setdefault(example.prompt, example)
         return list(found.values())
 
-    def exclude(self, prompts: Iterable[str]) -> None:
-        """Keep more prompts out of training: those that others hold out."""
-        self._excluded.update(prompts)
+    def exclude(self, prompts: Set[str]) -> None:
+        """Keep more prompts out of training, those that others hold out; the set is shared, not copied."""
+        self._excluded = prompts
 
     def training_example(self, index: int) -> Example:
         """Return training example `index`, or another in its place if that one is held out."""
         for attempt in range(self._ATTEMPTS):
             example = self.task.example(index + attempt * self._STRIDE)
-            if example.prompt not in self._excluded:
+            if example.prompt not in self._own and example.prompt not in self._excluded:
                 return example
         raise TaskError(
             f"task {self.task.name}: every prompt is held out for evaluation ({len(self.held_out)} of its own); "
@@ -70,7 +71,7 @@ class Curriculum:
             score = float(self.task.score(example, completion))
         except FgrpoError:
             raise
-        except Exception as error:  # whatever a user's own function may raise
+        except (Exception, SystemExit) as error:  # whatever a user's own function may raise, exit() too
             raise TaskError(
                 f"task {self.task.name}: the reward function failed on {completion[:60]!r}: {error!r}"
             ) from error

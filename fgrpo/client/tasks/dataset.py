@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from fgrpo.client.tasks.rewards import Reward
 from fgrpo.config import TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.records import Example
+
+if TYPE_CHECKING:
+    import datasets
 
 _LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -38,6 +39,8 @@ class DatasetTask:
 
 def load_rows(config: TaskConfig) -> datasets.Dataset:
     """Return the rows that `config` names, from the hub or from a local file."""
+    import datasets  # takes seconds, and many runs have none
+
     assert config.dataset is not None
     name, suffix = config.dataset, Path(config.dataset).suffix
     try:

@@ -60,7 +60,7 @@ def reward_by_name(name: str) -> Reward:
         )
     try:
         reward: Reward = getattr(import_module(module), function)
-    except Exception as error:  # importing runs the user's own code
+    except (Exception, SystemExit) as error:  # importing runs the user's own code
         raise ConfigError(f"reward '{name}' cannot be imported: {error!r}") from error
     if not callable(reward):
         raise ConfigError(f"reward '{name}' is {reward!r}, expected a function (completion, answer) -> float")

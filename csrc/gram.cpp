@@ -1,0 +1,309 @@
+#include "gram.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "format.h"
+#include "gram_kernels.h"
+#include "payloads.h"
+#include "threads.h"
+
+namespace fgrpo {
+
+namespace gram_tables {
+extern const GramKernels kernels_baseline;
+#if defined(FGRPO_X86_64)
+extern const GramKernels kernels_avx2;
+extern const GramKernels kernels_avx512;
+#endif
+}  // namespace gram_tables
+
+const GramKernels& gram_kernels() {
+#if defined(FGRPO_X86_64)
+    const std::string_view name = kernels().name;
+    for (const GramKernels* table : {&gram_tables::kernels_avx512, &gram_tables::kernels_avx2}) {
+        if (name == table->name) return *table;
+    }
+#endif
+    return gram_tables::kernels_baseline;
+}
+
+namespace {
+
+constexpr std::size_t kPart = std::size_t{1} << 16;  // values; the unit of work, and of the order of sums
+constexpr std::size_t kPartialSums = std::size_t{1} << 19;  // doubles, 4 MB, that wait to be added in order
+
+// Values that share a scale, or 0 where a payload has none.
+std::size_t run_of(const Payload& payload) {
+    return has_scales(payload.format.codec) ? payload.format.block : 0;
+}
+
+// Places in a list of payloads that have one run, at most kRows.
+struct Group {
+    std::vector<std::size_t> places;
+    std::size_t run;
+};
+
+std::vector<Group> groups_of(std::span<const Payload> payloads) {
+    std::vector<std::size_t> places(payloads.size());
+    for (std::size_t k = 0; k < places.size(); ++k) places[k] = k;
+    const auto run = [&](std::size_t place) { return run_of(payloads[place]); };
+    std::stable_sort(places.begin(), places.end(),
+                     [&](std::size_t a, std::size_t b) { return run(a) < run(b); });
+    std::vector<Group> groups;
+    for (std::size_t first = 0, past; first < places.size(); first = past) {
+        past = first;
+        while (past < places.size() && run(places[past]) == run(places[first])) ++past;
+        const std::size_t count = past - first, parts = (count + kRows - 1) / kRows;  // of about equal length
+        for (std::size_t part = 0; part < parts; ++part) {
+            const auto begin = places.begin() + first;
+            groups.push_back(
+                {{begin + count * part / parts, begin + count * (part + 1) / parts}, run(places[first])});
+        }
+    }
+    return groups;
+}
+
+// A rectangle of the result; on the diagonal the columns are the rows, and half of it is computed.
+struct Rectangle {
+    const Group *rows, *columns;
+    bool diagonal;
+    // The shorter of the runs, 0 where one of the groups has none: then values are multiplied.
+    std::size_t run() const { return std::min(rows->run, columns->run); }
+};
+
+double widen(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
+
+// A chunk of `rows` payloads, unpacked.
+template <std::size_t rows>
+struct Unpacked {
+    alignas(64) std::int16_t codes[rows][kChunk];
+    alignas(64) double scales[kChunkRuns][rows];
+    alignas(64) float values[rows][kChunk];
+
+    void take_codes(const GramKernels& simd, const Payload& payload, std::size_t first, std::size_t N,
+                    std::size_t run, std::size_t row) {
+        const Format format = payload.format;
+        simd.unpack[static_cast<int>(format.codec)](payload.codes.data() + code_offset(format, first),
+                                                    format.block, N, codes[row]);
+        const std::size_t runs = (N + run - 1) / run;
+        std::fill(codes[row] + N, codes[row] + runs * run, std::int16_t{0});
+        for (std::size_t b = 0; b < runs; ++b) {
+            scales[b][row] = widen(payload.scales[(first + b * run) / format.block]);
+        }
+    }
+
+    void take_values(const Payload& payload, std::size_t first, std::size_t N, std::size_t row) {
+        const Format format = payload.format;
+        const std::size_t scale = has_scales(format.codec) ? first / format.block : 0;
+        const Term term{payload.codes.data() + code_offset(format, first), payload.scales.data() + scale,
+                        1.0f};
+        kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values[row]);
+        std::fill(values[row] + N, values[row] + (N + 7) / 8 * 8, 0.0f);
+    }
+};
+
+using Sums = double[kRows][kRows];
+
+struct Scratch {
+    Unpacked<kRows> rows, columns;
+};
+
+// sums += the products of a rectangle's payloads in the values [first, past).
+void add_products(const GramKernels& simd, std::span<const Payload> payloads, std::span<const Payload> others,
+                  const Rectangle& rectangle, std::size_t first, std::size_t past, Scratch& scratch,
+                  Sums& sums) {
+    const std::size_t run = rectangle.run();
+    Unpacked<kRows>& columns = rectangle.diagonal ? scratch.rows : scratch.columns;
+    for (; first < past; first += kChunk) {
+        const std::size_t N = std::min(kChunk, past - first);
+        const auto take = [&](std::span<const Payload> list, const Group& group, Unpacked<kRows>& unpacked) {
+            for (std::size_t row = 0; row < group.places.size(); ++row) {
+                const Payload& payload = list[group.places[row]];
+                if (run == 0) unpacked.take_values(payload, first, N, row);
+                if (run != 0) unpacked.take_codes(simd, payload, first, N, run, row);
+            }
+        };
+        take(payloads, *rectangle.rows, scratch.rows);
+        if (!rectangle.diagonal) take(others, *rectangle.columns, columns);
+        const std::size_t height = rectangle.rows->places.size(), width = rectangle.columns->places.size();
+        if (run == 0) {
+            simd.add_value_products({scratch.rows.values, height}, {columns.values, width},
+                                    rectangle.diagonal, N, sums);
+        } else {
+            simd.add_code_products({scratch.rows.codes, scratch.rows.scales, height},
+                                   {columns.codes, columns.scales, width}, rectangle.diagonal, run,
+                                   (N + run - 1) / run, sums);
+        }
+    }
+}
+
+// Calls work(scratch, item) for each item; each thread has a Scratch of its own.
+template <typename Work>
+void for_each_item(std::size_t items, int threads, const Work& work) {
+    std::vector<Scratch> scratch(std::min(items, most_threads(threads)));
+    std::atomic<std::size_t> ranges = 0;
+    parallel_for(items, 1, threads, [&](std::size_t begin, std::size_t end) {
+        if (begin == end) return;
+        Scratch& own = scratch[ranges++];
+        for (std::size_t item = begin; item < end; ++item) work(own, item);
+    });
+}
+
+// The products of all rectangles; the others of `out` are 0.
+void multiply(std::span<const Payload> payloads, std::span<const Payload> others,
+              const std::vector<Rectangle>& rectangles, std::span<double> out, int threads) {
+    const GramKernels& simd = gram_kernels();
+    const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
+    const std::size_t together =
+        std::clamp<std::size_t>(kPartialSums / (rectangles.size() * kRows * kRows), 1, parts + 1);
+    std::vector<double> partial(std::min(together, parts) * rectangles.size() * kRows * kRows);
+    const auto sums_of = [&](std::size_t item) -> Sums& {
+        return *reinterpret_cast<Sums*>(partial.data() + item * kRows * kRows);
+    };
+    std::fill(out.begin(), out.end(), 0.0);
+    for (std::size_t part = 0; part < parts; part += together) {
+        const std::size_t items = std::min(together, parts - part) * rectangles.size();
+        std::fill(partial.begin(), partial.end(), 0.0);
+        for_each_item(items, threads, [&](Scratch& scratch, std::size_t item) {
+            const std::size_t first = (part + item / rectangles.size()) * kPart;
+            add_products(simd, payloads, others, rectangles[item % rectangles.size()], first,
+                         std::min(first + kPart, size), scratch, sums_of(item));
+        });
+        for (std::size_t item = 0; item < items; ++item) {
+            const Rectangle& rectangle = rectangles[item % rectangles.size()];
+            for (std::size_t i = 0; i < rectangle.rows->places.size(); ++i) {
+                double* row = out.data() + rectangle.rows->places[i] * others.size();
+                for (std::size_t j = rectangle.diagonal ? i : 0; j < rectangle.columns->places.size(); ++j) {
+                    row[rectangle.columns->places[j]] += sums_of(item)[i][j];
+                }
+            }
+        }
+    }
+}
+
+// Whether a code times a scale may be beyond float32: then the codes have to be looked at.
+bool may_overflow(const Payload& payload) {
+    unsigned largest = 0;
+    for (const bfloat16 scale : payload.scales) {
+        largest = std::max(largest, static_cast<std::uint16_t>(scale) & 0x7fffu);
+    }
+    const Codec codec = payload.format.codec;
+    return has_scales(codec) && largest + (codec == Codec::int2) > largest_scale(codec);
+}
+
+// The codes' products do not show a value that overflows; those of values do, in what comes out.
+void require_small_scales(const std::string& function, std::span<const Payload> payloads,
+                          const std::string& kind) {
+    for (std::size_t k = 0; k < payloads.size(); ++k) {
+        if (!may_overflow(payloads[k])) continue;
+        require_finite(function + ": " + kind + " " + std::to_string(k), payloads[k], 0, payloads[k].size);
+    }
+}
+
+void require_room(const std::string& function, std::span<const double> out, std::size_t expected) {
+    if (out.size() == expected) return;
+    throw std::invalid_argument(function + ": " + std::to_string(expected) + " results but room for " +
+                                std::to_string(out.size()));
+}
+
+void require_apart(std::span<const Payload> payloads, std::span<const double> out) {
+    for (const Payload& payload : payloads) {
+        if (!overlap(payload.codes, out) && !overlap(payload.scales, out)) continue;
+        throw std::invalid_argument("gram: a payload shares memory with out, which is overwritten");
+    }
+}
+
+}  // namespace
+
+void gram(std::span<const Payload> payloads, std::span<double> out, int threads) {
+    const std::size_t K = payloads.size();
+    require_payloads("gram", payloads);
+    require_room("gram", out, K * K);
+    require_apart(payloads, out);
+    require_small_scales("gram", payloads, "payload");
+    const std::vector<Group> groups = groups_of(payloads);
+    std::vector<Rectangle> rectangles;
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+        for (std::size_t j = i; j < groups.size(); ++j) {
+            rectangles.push_back({&groups[i], &groups[j], i == j});
+        }
+    }
+    multiply(payloads, payloads, rectangles, out, threads);
+    for (const Rectangle& rectangle : rectangles) {
+        for (const std::size_t i : rectangle.rows->places) {
+            for (const std::size_t j : rectangle.columns->places) {
+                if (!rectangle.diagonal || i < j) out[j * K + i] = out[i * K + j];
+            }
+        }
+    }
+    for (std::size_t k = 0; k < K; ++k) {
+        if (std::isfinite(out[k * K + k])) continue;
+        require_finite("gram: payload " + std::to_string(k), payloads[k], 0, payloads[k].size);
+    }
+}
+
+void gram(std::span<const Payload> payloads, std::span<const Payload> others, std::span<double> out,
+          int threads) {
+    require_payloads("gram", payloads);
+    require_payloads("gram", others, "other", payloads[0].size);
+    require_room("gram", out, payloads.size() * others.size());
+    require_apart(payloads, out);
+    require_apart(others, out);
+    require_small_scales("gram", payloads, "payload");
+    require_small_scales("gram", others, "other");
+    const std::vector<Group> rows = groups_of(payloads), columns = groups_of(others);
+    std::vector<Rectangle> rectangles;
+    for (const Group& row : rows) {
+        for (const Group& column : columns) rectangles.push_back({&row, &column, false});
+    }
+    multiply(payloads, others, rectangles, out, threads);
+    for (std::size_t at = 0; at < out.size(); ++at) {
+        if (std::isfinite(out[at])) continue;
+        const std::size_t k = at / others.size(), m = at % others.size();
+        require_finite("gram: payload " + std::to_string(k), payloads[k], 0, payloads[k].size);
+        require_finite("gram: other " + std::to_string(m), others[m], 0, others[m].size);
+    }
+}
+
+void squared_norms(std::span<const Payload> payloads, std::span<double> squares, int threads) {
+    require_payloads("norms", payloads);
+    require_room("norms", squares, payloads.size());
+    require_apart(payloads, squares);
+    require_small_scales("norms", payloads, "payload");
+    const GramKernels& simd = gram_kernels();
+    const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
+    std::vector<double> partial(payloads.size() * parts);
+    parallel_for(partial.size(), 1, threads, [&](std::size_t begin, std::size_t end) {
+        Unpacked<1> row;
+        for (std::size_t at = begin; at < end; ++at) {
+            const Payload& payload = payloads[at / parts];
+            const std::size_t run = run_of(payload);
+            const std::size_t part = at % parts * kPart, past = std::min(part + kPart, size);
+            for (std::size_t first = part; first < past; first += kChunk) {
+                const std::size_t N = std::min(kChunk, past - first);
+                if (run == 0) {
+                    row.take_values(payload, first, N, 0);
+                    simd.add_value_squares(row.values[0], N, &partial[at]);
+                } else {
+                    row.take_codes(simd, payload, first, N, run, 0);
+                    simd.add_code_squares(row.codes[0], row.scales[0], run, (N + run - 1) / run,
+                                          &partial[at]);
+                }
+            }
+        }
+    });
+    for (std::size_t k = 0; k < payloads.size(); ++k) {
+        squares[k] = 0.0;
+        for (std::size_t part = 0; part < parts; ++part) squares[k] += partial[k * parts + part];
+        if (std::isfinite(squares[k])) continue;
+        require_finite("norms: payload " + std::to_string(k), payloads[k], 0, size);
+    }
+}
+
+}  // namespace fgrpo
