@@ -45,6 +45,8 @@ class Stacked(InProcess):
         built = {client: guarded(client, partial(here.owners.__getitem__, client)) for client in watches}
         members = [client for client in built.values() if not isinstance(client, Failure)]
         results: dict[str, Trained | Failure] = {n: found for n, found in built.items() if isinstance(found, Failure)}
+        if not members:
+            return list(results.values())
         with stacked(here.policy.model, len(members)) as stack:
             stack.load(state.params_P)
             own_watches = [watches[member.name] for member in members]

@@ -129,6 +129,15 @@ def test_a_client_that_fails_changes_no_other(config, policy, monkeypatch):
         assert_alike(found[client], alone[client])
 
 
+def test_clients_that_cannot_be_built_fail_each_for_its_own_reason(config, policy):
+    engine = Stacked(Workplace(config, {}, policy))
+    replies, _ = engine.train(ServerState.initial(start(policy)), ["a", "b"], Watcher())
+    assert [(reply.client, reply.reason.split(";")[0]) for reply in replies] == [
+        ("a", "KeyError: 'a'"),
+        ("b", "KeyError: 'b'"),
+    ]
+
+
 def poisoned(clip):
     """Clipping that makes the second client's first gradient something that is not a number."""
     calls = []
