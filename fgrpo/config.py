@@ -278,10 +278,13 @@ class EngineConfig:
             clients of a round, the memory and the model's size; on an accelerator it is 0.
         threads: CPU threads per client, on which rounding depends. null is OMP_NUM_THREADS where that is set, else 1
             for a small model, else the cores, divided among the workers.
+        stacked: all clients of a round at once in this process, their LoRA adapters stacked over one frozen model: for
+            one accelerator. Results are those of one client after another, to rounding.
     """
 
     workers: int | None = None
     threads: int | None = None
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,6 +295,8 @@ class Config:
         model: `tiny` (ships with the package), a hub id, or a folder.
         gguf_file: name of a GGUF file inside the model folder or hub repository.
         dtype: number format of the model's weights.
+        quantization: `nf4` keeps the frozen weights of the linear layers, but for the LM head, in 4 bits
+            (bitsandbytes); needs `lora`.
         device: `auto` takes the accelerator if there is one.
         lora: train low-rank adapters; null trains all parameters.
         clients: the data owners, by name.
@@ -313,6 +318,7 @@ class Config:
     model: str = "tiny"
     gguf_file: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["nf4"] | None = None
     device: str = "auto"
     lora: LoraConfig | None = None
     clients: dict[str, ClientConfig] = field(default_factory=dict)

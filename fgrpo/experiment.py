@@ -9,7 +9,7 @@ from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
-from fgrpo.config import Config, EngineConfig
+from fgrpo.config import Config
 from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import ConfigError, RunError
@@ -77,14 +77,15 @@ def _with_engine(config: Config) -> Config:
 
 
 def _kept_yaml(config: Config) -> str:
-    """Return what a run's folder keeps of its configuration: of the engine the threads, on which the bits depend."""
-    return to_yaml(replace(config, engine=EngineConfig(threads=config.engine.threads)))
+    """Return what a run's folder keeps of its configuration: of the engine that on which the bits depend."""
+    return to_yaml(replace(config, engine=replace(config.engine, workers=None)))
 
 
 # What the state on disk, or the choice of held-out prompts, depends on.
 _FIXED = (
     "model",
     "gguf_file",
+    "quantization",
     "lora",
     "clients",
     "partition",

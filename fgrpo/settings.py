@@ -114,6 +114,16 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}: got {value}, expected {expected}")
     if (config.codec.scale, config.codec.rounding) == ("mse", "stochastic"):
         raise ConfigError("codec.scale: mse goes with codec.rounding nearest; stochastic rounding needs absmax")
+    if config.quantization and config.lora is None:
+        raise ConfigError(
+            f"quantization: {config.quantization} weights cannot be trained; set lora, as in --lora.rank 16"
+        )
+    if config.quantization and config.gguf_file:
+        raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
+    if config.engine.stacked and config.lora is None:
+        raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
+    if config.engine.stacked and config.engine.workers:
+        raise ConfigError(f"engine.stacked: it goes without workers, got engine.workers {config.engine.workers}")
     for name, client in config.clients.items():
         if client.reward_scale <= 0:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")

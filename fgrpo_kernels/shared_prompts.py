@@ -56,6 +56,17 @@ class PrefixBatch:
         source_BT[self.sequences, self.tokens] = self.sources
         return hidden_RLH.flatten(0, 1)[source_BT]
 
+    def owners(self, owner_B: Tensor) -> Tensor:
+        """Return whose each row is, int64 `[R]`, given whose each of the caller's sequences is."""
+        owner_R = owner_B.new_zeros(self.input_ids.shape[0])
+        owner_R[self.sources // self.input_ids.shape[1]] = owner_B[self.sequences]
+        return owner_R
+
+    def only(self, which_N: Tensor) -> PrefixBatch:
+        """Return the same model inputs, of which only the tokens of a bool `[N]` are predicted."""
+        of_tokens = {name: getattr(self, name)[which_N] for name in ("sources", "sequences", "tokens")}
+        return replace(self, **of_tokens)
+
     def visible(self, window: int | None = None) -> Tensor:
         """Return bool `[R, 1, L, L]`: token q (last but one dimension) sees token k (last).
 
@@ -105,6 +116,7 @@ def share_prompts(
     max_tokens: int | None = None,
     share: bool = True,
     first_positions: Sequence[int] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> list[PrefixBatch]:
     """Arrange B sequences into batches in which equal prompts share a row, and equal prefixes a token.
 
@@ -118,6 +130,7 @@ def share_prompts(
             similar length go together, and a group that is too large gets several rows. This bounds memory.
         share: False gives each sequence a row of its own, for models whose attention cannot be told what to see.
         first_positions: the position of each prompt's first token (default 0).
+        owners: whose each sequence is; equal prompts of different owners do not share a row.
 
     Returns:
         The batches, on the CPU; none if no token is predicted.
@@ -135,7 +148,8 @@ def share_prompts(
             raise ValueError(f"share_prompts: the prompt of sequence {b} is empty; nothing predicts its first token")
         if len(completions[b]):
             start = 0 if first_positions is None else int(first_positions[b])
-            groups.setdefault((start, tuple(prompts[b])) if share else b, []).append(b)
+            owner = 0 if owners is None else int(owners[b])
+            groups.setdefault((owner, start, tuple(prompts[b])) if share else b, []).append(b)
     rows: list[_Tree] = []
     for members in groups.values():
         first = 0 if first_positions is None else int(first_positions[members[0]])
@@ -159,7 +173,7 @@ def share_padded_prompts(
         prompt_mask: `[B, P]`, other than 0 for tokens.
         completion_ids, completion_mask: `[B, T]`, padded on the right.
         count_padding: positions are columns, padding on the left included, as in models that are given none.
-        options: `which`, `max_tokens` and `share`, as in `share_prompts`.
+        options: `which`, `max_tokens`, `share` and `owners`, as in `share_prompts`.
     """
     if prompt_ids.shape != prompt_mask.shape or completion_ids.shape != completion_mask.shape:
         raise ValueError(

@@ -6,11 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fgrpo.client.loss_batches import LossBatch, loss_batches
+from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.masters import Masters
 from fgrpo.client.owner import Client, Question
 from fgrpo.client.policy import Policy
@@ -20,11 +21,11 @@ from fgrpo.errors import TaskError
 from fgrpo.records import Report, Rollouts
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch
-from fgrpo_kernels import GroupAdvantages, PPOClip, group_advantages, token_weights
+from fgrpo_kernels import GroupAdvantages, GRPOLoss, PPOClip, group_advantages, token_weights
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What a report is made of, collected step by step; numbers stay on the device until the end."""
 
     rewards: list[Tensor] = field(default_factory=list)
@@ -86,27 +87,14 @@ def train_locally(
     Everything random follows from the run's seed, the client and the round; the optimiser starts afresh, so a client
     carries nothing from round to round but its compression residual.
     """
-    train, tally = config.train, _Tally()
+    train, tally = config.train, Tally()
     optimizer = torch.optim.AdamW(masters.parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
     for step in range(train.local_steps):
         batch = (round_number - 1) * train.local_steps + step
-        with stopwatch("rollout"):
-            questions = client.draw(batch * config.rollout.prompts_per_step, config.rollout.prompts_per_step)
-            prompts = [question.example.prompt for question in questions]
-            seed = derive_seed(config.seed, client.name, "rollout", batch)
-            rollouts = policy.sample(prompts, config.rollout, seed)
-        with stopwatch("reward"):
-            scores = _scores(client, questions, rollouts, config.rollout.group_size)
-            rewards_B = client.reward_scale * torch.tensor(scores.values, dtype=torch.float32)
-            # A completion without a reward is no part of the batch: neither of its group nor of any token's weight.
-            rollouts = rollouts.without(rewards_B.isnan().to(policy.device))
+        rollouts, advantages_B = roll_out(policy, client, config, batch, stopwatch, tally)
         # Dropout, where a model has it, draws from torch's generator.
         with stopwatch("train"), seeded(policy.device, derive_seed(config.seed, client.name, "train", batch)):
-            advantages = group_advantages(
-                rewards_B, config.rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
-            )
-            tally.add_rollouts(rollouts, rewards_B, advantages, scores)
-            parts = minibatches(policy, rollouts, advantages.advantages.to(policy.device), config)
+            parts = minibatches(policy, rollouts, advantages_B, config)
             policy.model.train()
             for batches in parts * train.updates_per_rollout:
                 metrics = backward(policy, batches, config)
@@ -122,12 +110,44 @@ def train_locally(
     return tally.report(client, round_number, stopwatch)
 
 
+def roll_out(
+    policy: Policy, client: Client, config: Config, batch: int, stopwatch: Stopwatch, tally: Tally
+) -> tuple[Rollouts, Tensor]:
+    """Sample and reward a client's rollout batch of this number; return it with its advantages, float32 [B].
+
+    A completion without a reward is no part of the batch: neither of its group nor of any token's weight.
+    """
+    train, rollout = config.train, config.rollout
+    with stopwatch("rollout"):
+        questions = client.draw(batch * rollout.prompts_per_step, rollout.prompts_per_step)
+        prompts = [question.example.prompt for question in questions]
+        rollouts = policy.sample(prompts, rollout, derive_seed(config.seed, client.name, "rollout", batch))
+    with stopwatch("reward"):
+        scores = _scores(client, questions, rollouts, rollout.group_size)
+        rewards_B = client.reward_scale * torch.tensor(scores.values, dtype=torch.float32)
+        rollouts = rollouts.without(rewards_B.isnan().to(policy.device))
+        advantages = group_advantages(
+            rewards_B, rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
+        )
+    tally.add_rollouts(rollouts, rewards_B, advantages, scores)
+    return rollouts, advantages.advantages.to(policy.device)
+
+
 def _scores(client: Client, questions: list[Question], rollouts: Rollouts, group_size: int) -> Scores:
     answered = [question for question in questions for _ in range(group_size)]
     return client.scores(answered, rollouts.answers())
 
 
 def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config: Config) -> list[list[LossBatch]]:
+    """Return what enters the model, one part an optimiser step."""
+    parts = []
+    for minibatch in cut(rollouts, advantages_B, config):
+        batches = loss_batches(minibatch, config.train, share=policy.shares_prefixes)
+        parts.append(with_references(policy, batches, config))
+    return parts
+
+
+def cut(rollouts: Rollouts, advantages_B: Tensor, config: Config) -> list[Minibatch]:
     """Cut the rollouts between groups, one part an optimiser step; parts without any signal are left out."""
     train = config.train
     rows_per_part = -(-config.rollout.prompts_per_step // train.minibatches) * config.rollout.group_size
@@ -135,29 +155,43 @@ def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config
     for part in torch.arange(len(advantages_B), device=advantages_B.device).split(rows_per_part):
         sequences = rollouts.rows(part)
         weights_BT = token_weights(sequences.mask_BT, train.reduction, max_length=config.rollout.max_new_tokens)
-        batches = loss_batches(sequences, advantages_B[part], weights_BT, train, share=policy.shares_prefixes)
-        if train.beta > 0:
-            batches = [b.with_reference(policy.reference_logp(b, config.rollout.temperature)) for b in batches]
-        parts.append(batches)
-    return [batches for batches in parts if batches]
+        parts.append(Minibatch(sequences, advantages_B[part], weights_BT))
+    return [part for part in parts if part.has_signal(train).any()]
+
+
+def with_references(policy: Policy, batches: list[LossBatch], config: Config) -> list[LossBatch]:
+    """Give them the starting model's log-probabilities if the KL term asks for them."""
+    if config.train.beta == 0:
+        return batches
+    return [b.with_reference(policy.reference_logp(b, config.rollout.temperature)) for b in batches]
 
 
 def backward(policy: Policy, batches: list[LossBatch], config: Config) -> dict[str, Tensor]:
     """Add up the gradients of a minibatch's batches; return its loss and metrics."""
-    train, losses, metrics = config.train, [], []
+    losses = []
     for batch in batches:
-        loss = policy.loss(
-            batch,
-            objective=PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
-            beta=train.beta,
-            entropy_coef=train.entropy_coef,
-            temperature=config.rollout.temperature,
-        )
+        loss = policy.loss(batch, **loss_options(config))
         loss.loss.backward()
-        losses.append(loss.loss.detach())
-        metrics.append(loss.metrics)
+        losses.append(GRPOLoss(loss.loss.detach(), loss.metrics))
+    return step_metrics(losses, batches)
+
+
+def loss_options(config: Config) -> dict[str, Any]:
+    """The arguments of `fgrpo_kernels.grpo_loss` that a configuration decides."""
+    train = config.train
+    return {
+        "objective": PPOClip(low=train.clip_low, high=train.clip_high, level=train.level),
+        "beta": train.beta,
+        "entropy_coef": train.entropy_coef,
+        "temperature": config.rollout.temperature,
+    }
+
+
+def step_metrics(losses: list[GRPOLoss], batches: list[LossBatch]) -> dict[str, Tensor]:
+    """Return loss and metrics of an optimiser step that was computed in these batches."""
     weights = torch.stack([batch.weights_N.sum() for batch in batches])
-    return {"loss": torch.stack(losses).sum(), **_merged(metrics, weights / weights.sum())}
+    merged = _merged([loss.metrics for loss in losses], weights / weights.sum())
+    return {"loss": torch.stack([loss.loss for loss in losses]).sum(), **merged}
 
 
 def _merged(metrics: list[dict[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:

@@ -33,23 +33,52 @@ class LossBatch:
     old_logp_N: Tensor
     ref_logp_N: Tensor | None = None
 
+    def only(self, which_N: Tensor) -> LossBatch:
+        """Return the same model inputs with the terms of some of the tokens, a bool [N]."""
+        return LossBatch(
+            inputs=self.inputs.only(which_N),
+            targets_N=self.targets_N[which_N],
+            sequence_ids_N=self.sequence_ids_N[which_N].unique_consecutive(return_inverse=True)[1],
+            advantages_N=self.advantages_N[which_N],
+            weights_N=self.weights_N[which_N],
+            old_logp_N=self.old_logp_N[which_N],
+            ref_logp_N=None if self.ref_logp_N is None else self.ref_logp_N[which_N],
+        )
+
     def with_reference(self, ref_logp_N: Tensor) -> LossBatch:
         return replace(self, ref_logp_N=ref_logp_N)
 
 
+@dataclass(frozen=True)
+class Minibatch:
+    """The sequences of one optimiser step.
+
+    Attributes:
+        advantages_B, weights_BT: float32; the weights hold the reduction (see `fgrpo_kernels.token_weights`).
+    """
+
+    rollouts: Rollouts
+    advantages_B: Tensor
+    weights_BT: Tensor
+
+    def has_signal(self, config: TrainConfig) -> Tensor:
+        """Return bool [B]: a sequence whose advantage is 0 has none, without a KL or an entropy term."""
+        needs_advantage = config.beta == config.entropy_coef == 0
+        return self.advantages_B != 0 if needs_advantage else torch.ones_like(self.advantages_B, dtype=torch.bool)
+
+
 def loss_batches(
-    rollouts: Rollouts, advantages_B: Tensor, weights_BT: Tensor, config: TrainConfig, *, share: bool
+    minibatch: Minibatch, config: TrainConfig, *, share: bool, owner_B: Tensor | None = None
 ) -> list[LossBatch]:
     """Return the batches whose losses add up to the loss of these sequences.
 
-    Sequences without signal (advantage 0, and neither a KL nor an entropy term) do not enter: they count in the
-    reduction, which is in the weights, and give no gradient.
+    Sequences without signal do not enter: they count in the reduction, which is in the weights, and give no gradient.
 
     Args:
-        weights_BT: float32, see `fgrpo_kernels.token_weights`.
         share: equal prefixes may share a row (see `fgrpo_kernels.shared_prompts`).
+        owner_B: whose each sequence is, int64; a row is all one owner's.
     """
-    has_signal_B = advantages_B != 0 if config.beta == config.entropy_coef == 0 else torch.ones_like(advantages_B)
+    rollouts = minibatch.rollouts
     prompt_length = rollouts.prompt_length
     completion_BT = rollouts.tokens_BL[:, prompt_length:]
     batches = share_padded_prompts(
@@ -57,17 +86,18 @@ def loss_batches(
         rollouts.attention_BL[:, :prompt_length],
         completion_BT,
         rollouts.mask_BT,
-        which=has_signal_B.nonzero().flatten().tolist(),
+        which=minibatch.has_signal(config).nonzero().flatten().tolist(),
         max_tokens=config.max_tokens,
         share=share,
+        owners=None if owner_B is None else owner_B.tolist(),
     )
     return [
         LossBatch(
             inputs=batch,
             targets_N=completion_BT[batch.sequences, batch.tokens],
             sequence_ids_N=batch.sequences.unique_consecutive(return_inverse=True)[1],
-            advantages_N=advantages_B[batch.sequences],
-            weights_N=weights_BT[batch.sequences, batch.tokens],
+            advantages_N=minibatch.advantages_B[batch.sequences],
+            weights_N=minibatch.weights_BT[batch.sequences, batch.tokens],
             old_logp_N=rollouts.old_logp_BT[batch.sequences, batch.tokens],
         )
         for batch in batches

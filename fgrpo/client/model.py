@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from fgrpo.client.quantization import compute_as_in_training, quantized_loading
 from fgrpo.config import Config, LoraConfig
 from fgrpo.errors import ConfigError
 from fgrpo.seeds import seeded
@@ -46,19 +47,23 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
 
     source = model_source(config)
     extra = {"gguf_file": config.gguf_file} if config.gguf_file else {}
+    dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
+    how = quantized_loading(config.quantization, dtype, device) if config.quantization else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **extra)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra, **how)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         kind = "folder" if Path(source).is_dir() else "hub id or folder"
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model: {kind} '{config.model}' cannot be loaded: {reason}") from None
     if config.gguf_file:
         model = _plain_copy(model)
+    if config.quantization:
+        compute_as_in_training(model)
     if tokenizer.pad_token_id is None:  # any token will do: padding is always masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
-    model.to(resolve_device(config.device))
+    model.to(device)
     if not config.train.model_dropout:
         switch_off_dropout(model)
     if config.lora is not None:
@@ -117,3 +122,8 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
 def is_adapted(model: nn.Module) -> bool:
     """True if the model carries peft adapters."""
     return hasattr(model, "disable_adapter")
+
+
+def base_model(model: nn.Module) -> Any:
+    """Return the transformers model, without peft's wrapper where there is one."""
+    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fgrpo.client.loss_batches import LossBatch
-from fgrpo.client.model import is_adapted, load_model
+from fgrpo.client.model import base_model, is_adapted, load_model
 from fgrpo.client.rollouts import sample
 from fgrpo.client.samplers import Sampler, make_sampler
 from fgrpo.config import Config, RolloutConfig
@@ -65,14 +65,23 @@ class Policy:
         model = self.model.eval()
         return sample(model, self.tokenizer, prompts, config, seed, greedy=greedy, sampler=self.sampler)
 
-    def loss(self, batch: LossBatch, **options: Any) -> GRPOLoss:
-        """Return `fgrpo_kernels.grpo_loss` of a batch; `options` are that function's."""
+    def states(self, inputs: PrefixBatch) -> Tensor:
+        """Return what the loss is computed from: hidden states [R, L, H], or logits [R, L, V] without a plain head."""
+        return _hidden(self.model, inputs)[0] if self.plain_head else _logits(self.model, inputs)
+
+    def loss(self, batch: LossBatch, *, states: Tensor | None = None, **options: Any) -> GRPOLoss:
+        """Return `fgrpo_kernels.grpo_loss` of a batch; `options` are that function's.
+
+        Args:
+            states: what `states` gives for `batch.inputs`, where that is there already.
+        """
+        rows = batch.inputs.rows(self.states(batch.inputs) if states is None else states)
         terms = (batch.targets_N, batch.advantages_N, batch.weights_N)
         options |= {"old_logp": batch.old_logp_N, "ref_logp": batch.ref_logp_N, "sequence_ids": batch.sequence_ids_N}
         if not self.plain_head:
-            return grpo_loss(batch.inputs.rows(_logits(self.model, batch.inputs)), *terms, **options)
-        hidden_RLH, head = _hidden(self.model, batch.inputs)
-        return linear_grpo_loss(batch.inputs.rows(hidden_RLH), head.weight, *terms, bias=head.bias, **options)
+            return grpo_loss(rows, *terms, **options)
+        head = _head(self.model)
+        return linear_grpo_loss(rows, head.weight, *terms, bias=head.bias, **options)
 
     @torch.no_grad()
     def reference_logp(self, batch: LossBatch, temperature: float) -> Tensor:
@@ -90,8 +99,12 @@ class Policy:
 
 def _hidden(model: nn.Module, batch: PrefixBatch) -> tuple[Tensor, nn.Linear]:
     """Return the last hidden states [R, L, H], and the LM head."""
-    base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
-    return base.get_decoder()(**decoder_inputs(batch, base)).last_hidden_state, base.get_output_embeddings()
+    base = base_model(model)
+    return base.get_decoder()(**decoder_inputs(batch, base)).last_hidden_state, _head(model)
+
+
+def _head(model: nn.Module) -> nn.Linear:
+    return base_model(model).get_output_embeddings()
 
 
 def _logits(model: nn.Module, batch: PrefixBatch) -> Tensor:
@@ -101,7 +114,7 @@ def _logits(model: nn.Module, batch: PrefixBatch) -> Tensor:
 
 def _share_prefixes(model: nn.Module) -> bool:
     """Whether the model can; if so, it is made fit for long rows."""
-    base: Any = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    base = base_model(model)
     if not can_share_prompts(base, lambda inputs: base.get_decoder()(**inputs).last_hidden_state):
         return False
     enable_shared_attention(base)

@@ -5,6 +5,7 @@ Engines differ only in how they bring the arguments here and take the result awa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
 from fgrpo.errors import TrainingError
-from fgrpo.records import Reply
+from fgrpo.records import Reply, Report
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import Manifest, fingerprint, load_flat
@@ -42,21 +43,39 @@ def client_round(
     load_flat(policy.model, params_P)
     masters = Masters(policy.model, params_P)
     report = train_locally(policy, masters, client, config, round_number, stopwatch)
+    manifest = Manifest.of(policy.model)
+    return reply(report, masters.flatten, manifest, params_P, residual_P, config, stopwatch)
+
+
+def reply(
+    report: Report,
+    trained: Callable[[], Tensor],
+    manifest: Manifest,
+    params_P: Tensor,
+    residual_P: Tensor | None,
+    config: Config,
+    stopwatch: Stopwatch,
+) -> Reply:
+    """Compress what training changed, and put it beside its report.
+
+    Args:
+        trained: gives the client's parameters after training, float32 [P] on the CPU.
+        residual_P: as in `client_round`.
+    """
     with stopwatch("encode"):
         codec = config.codec
         try:
             delta = encode(
-                masters.flatten(),
+                trained(),
                 params_P,
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,
                 scale=codec.scale,
-                seed=derive_seed(config.seed, client.name, "rounding", round_number),
+                seed=derive_seed(config.seed, report.client, "rounding", report.round),
                 residual=residual_P,
             )
         except ValueError as error:
             raise TrainingError(f"{error}; training diverged, is train.lr too high?") from None
-        header = Header(client.name, round_number, Manifest.of(policy.model).hash, fingerprint(params_P))
-        payload = pack(delta, header)
-    return Reply(client.name, replace(report, seconds=dict(stopwatch.seconds)), payload)
+        payload = pack(delta, Header(report.client, report.round, manifest.hash, fingerprint(params_P)))
+    return Reply(report.client, replace(report, seconds=dict(stopwatch.seconds)), payload)

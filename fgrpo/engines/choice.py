@@ -21,8 +21,8 @@ _PROCESS_BYTES = 1_000_000_000  # libraries, and what a small batch takes
 
 
 def chosen(config: Config) -> EngineConfig:
-    """Return `config.engine` with both numbers decided, for this machine and this model."""
-    workers, threads = config.engine.workers, config.engine.threads
+    """Return `config.engine` with its numbers decided, for this machine and this model."""
+    workers, threads = 0 if config.engine.stacked else config.engine.workers, config.engine.threads
     cores, parameters = _cores(), _parameters(config)
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         threads = torch.get_num_threads()
@@ -30,7 +30,8 @@ def chosen(config: Config) -> EngineConfig:
         threads = 1
     if workers is None:
         workers = _workers(config, cores // (threads or 1), parameters)
-    return EngineConfig(workers, threads or (max(1, cores // workers) if workers else torch.get_num_threads()))
+    threads = threads or (max(1, cores // workers) if workers else torch.get_num_threads())
+    return EngineConfig(workers, threads, config.engine.stacked)
 
 
 def _workers(config: Config, most: int, parameters: int | None) -> int:
@@ -60,6 +61,11 @@ def open_engine(config: Config) -> Iterator[Engine]:
 
             with Workers(config, config.engine.workers, config.engine.threads) as workers:
                 yield workers
+        elif config.engine.stacked:
+            from fgrpo.engines.stacked import Stacked
+            from fgrpo.engines.workplace import Workplace
+
+            yield Stacked(Workplace.open(config))
         else:
             from fgrpo.engines.in_process import InProcess
             from fgrpo.engines.workplace import Workplace

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fgrpo.client.evaluation import evaluate
+from fgrpo.client.guard import guarded
 from fgrpo.client.model import is_adapted
 from fgrpo.client.owners import Owners
 from fgrpo.client.policy import Policy
 from fgrpo.client.round import client_round
 from fgrpo.config import Config
 from fgrpo.engines.base import Trained
-from fgrpo.errors import FgrpoError, RunError
+from fgrpo.errors import RunError
 from fgrpo.records import Evaluation, Failure
 from fgrpo.residuals import Residuals
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import load_flat
-
-Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,15 @@ class Workplace:
 
         def play() -> Trained:
             member = self.owners[client]
-            residual_P = self._residual(client, params_P, residuals)
+            residual_P = self.residual(client, params_P, residuals)
             stopwatch = Stopwatch(announce)
             reply = client_round(member, self.policy, params_P, residual_P, number, self.config, stopwatch)
             return reply, None if residual_P is None else residuals.keep(client, residual_P, number)
 
         return guarded(client, play)
 
-    def _residual(self, client: str, params_P: Tensor, residuals: Residuals) -> Tensor | None:
+    def residual(self, client: str, params_P: Tensor, residuals: Residuals) -> Tensor | None:
+        """Return a copy of a client's residual for a round to change; None where the codec keeps none."""
         if not self.config.codec.error_feedback:
             return None
         return residuals[client].clone() if client in residuals else torch.zeros_like(params_P)
@@ -85,18 +83,3 @@ class Workplace:
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"{folder}: the model cannot be saved: {reason}; the run's rounds are whole") from error
-
-
-def guarded(client: str, play: Callable[[], Done]) -> Done | Failure:
-    """Return what a client's part gives. Whatever ends it, be it `exit()` in a reward, ends nobody else's."""
-    try:
-        return play()
-    except KeyboardInterrupt:
-        raise
-    except FgrpoError as error:
-        return Failure(client, str(error), traceback.format_exc())
-    except BaseException as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-        (*_, last) = traceback.format_exception_only(error)
-        return Failure(client, f"{last.splitlines()[0]}; its traceback is in the run's log", traceback.format_exc())

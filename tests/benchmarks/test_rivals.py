@@ -12,6 +12,7 @@ from rivals.trl_client import TrlClients
 from fgrpo.client.rollouts import render
 from fgrpo.config import TrainConfig
 from fgrpo.errors import ConfigError
+from fgrpo.records import Completion
 from fgrpo.settings import to_yaml
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own
@@ -64,7 +65,9 @@ def test_prompts_and_rewards_are_ours(rival, small_config, seen):
     ids = [ids for batch, _ in seen["rewards"] for ids in batch]
     rewards = torch.cat([rewards for _, rewards in seen["rewards"]])
     completions = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    ours = [client.reward(questions[i // group], text) for i, text in enumerate(completions)]
+    answered = [question for question in questions for _ in range(group)]
+    scores = client.scores(answered, [Completion(text) for text in completions])
+    ours = [client.reward_scale * value for value in scores.values]
     assert rewards.tolist() == pytest.approx(ours)
     assert len(set(ours)) > 1
     by_group = rewards.view(-1, group)

@@ -49,6 +49,7 @@ def machine(monkeypatch):
             id="room-for-adapters",
         ),
         pytest.param({"parameters": None}, Config(clients=FOUR), (0, ALL), id="unknown-size"),
+        pytest.param({}, Config(clients=FOUR, engine=EngineConfig(stacked=True)), (0, 1), id="stacked"),
         pytest.param(
             {}, Config(clients=FOUR, participation=ParticipationConfig(fraction=0.5)), (2, 1), id="half-take-part"
         ),
@@ -86,6 +87,7 @@ def test_the_packaged_model_is_counted():
     ("config", "words"),
     [
         (EngineConfig(0, 1), "this process, 1 thread"),
+        (EngineConfig(0, 1, stacked=True), "this process, clients stacked, 1 thread"),
         (EngineConfig(1, 2), "1 worker x 2 threads"),
         (EngineConfig(2, 1), "2 workers x 1 thread"),
     ],

@@ -138,3 +138,14 @@ def test_errors(arguments, message):
 def test_masks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="expected the same shapes"):
         share_padded_prompts(torch.ones(2, 3), torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2))
+
+
+def test_equal_prompts_of_different_owners_do_not_share_a_row():
+    owners = torch.tensor([7, 4, 7])
+    (batch,) = share_prompts([[5, 6]] * 3, [[1, 2], [1, 3], [1, 4]], owners=owners)
+    assert batch.owners(owners).tolist() == [7, 4]
+    (all_one,) = share_prompts([[5, 6]] * 3, [[1, 2], [1, 3], [1, 4]])
+    assert len(all_one.input_ids) == 1
+    part = batch.only(owners[batch.sequences] == 7)
+    assert part.sequences.unique().tolist() == [0, 2]
+    assert part.rows(batch.input_ids[:, :, None]).flatten().tolist() == [6, 1, 6, 1]
