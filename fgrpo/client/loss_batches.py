@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fgrpo.config import TrainConfig
@@ -62,9 +61,9 @@ class Minibatch:
     weights_BT: Tensor
 
     def has_signal(self, config: TrainConfig) -> Tensor:
-        """Return bool [B]: a sequence whose advantage is 0 has none, without a KL or an entropy term."""
-        needs_advantage = config.beta == config.entropy_coef == 0
-        return self.advantages_B != 0 if needs_advantage else torch.ones_like(self.advantages_B, dtype=torch.bool)
+        """Return bool [B]: a sequence without tokens has none, nor has advantage 0 without a KL or an entropy term."""
+        has_tokens_B = self.rollouts.mask_BT.any(dim=1)
+        return has_tokens_B & (self.advantages_B != 0) if config.beta == config.entropy_coef == 0 else has_tokens_B
 
 
 def loss_batches(

@@ -85,7 +85,10 @@ def train_together(
                 for place, metrics in _update(policy, stack, batches, optimizer, config).items():
                     members[place].tally.add_metrics(metrics)
     policy.model.eval()
-    return [m.failure or m.tally.report(m.client, round_number, m.stopwatch) for m in members]
+    return [
+        m.failure or guarded(m.client.name, partial(m.tally.report, m.client, round_number, m.stopwatch))
+        for m in members
+    ]
 
 
 @torch.no_grad()

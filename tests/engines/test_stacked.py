@@ -36,6 +36,12 @@ def nan_reward(completion, answer):
     return float("nan")
 
 
+class Members(dict):
+    """Clients by name, in place of `Owners`."""
+
+    taking_part = property(list)
+
+
 BROKEN = ClientConfig([TaskConfig(reasoning_gym="chain_sum", reward=f"{__name__}:nan_reward")])
 
 
@@ -118,7 +124,8 @@ def test_a_client_that_fails_changes_no_other(config, policy, monkeypatch):
     config = replace(config, train=replace(config.train, local_steps=1))
     alone = play(Stacked, config, policy)
     found = play(Stacked, replace(config, clients={"broken": BROKEN, **config.clients}), policy)
-    assert "finite" in found["broken"].reason
+    assert "none of" in found["broken"].reason
+    assert "got a reward" in found["broken"].reason
     for client in alone:
         assert_alike(found[client], alone[client])
     with monkeypatch.context() as patch:
@@ -130,7 +137,7 @@ def test_a_client_that_fails_changes_no_other(config, policy, monkeypatch):
 
 
 def test_clients_that_cannot_be_built_fail_each_for_its_own_reason(config, policy):
-    engine = Stacked(Workplace(config, {}, policy))
+    engine = Stacked(Workplace(config, Members(), policy))
     replies, _ = engine.train(ServerState.initial(start(policy)), ["a", "b"], Watcher())
     assert [(reply.client, reply.reason.split(";")[0]) for reply in replies] == [
         ("a", "KeyError: 'a'"),
@@ -174,9 +181,10 @@ def test_an_equal_prompt_of_two_clients_is_each_ones_own(config, policy):
     twin = config.clients["sums"]
     config = replace(config, clients={"a": twin, "b": twin}, train=replace(config.train, local_steps=1))
     first, second = make_clients(config)
-    members, ends = {"a": first, "b": replace(second, seed=first.seed, curricula=first.curricula)}, []
+    twins = Members(a=first, b=replace(second, seed=first.seed, curricula=first.curricula))
+    ends = []
     for kind in (Stacked, InProcess):
-        engine = kind(Workplace(config, members, policy))
+        engine = kind(Workplace(config, twins, policy))
         replies, _ = engine.train(ServerState.initial(start(policy)), ["a", "b"], Watcher())
         ends.append([decode(unpack(reply.payload)[1]) for reply in replies])
     assert not torch.equal(*ends[1]), "they sample with seeds of their own"
