@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -88,9 +88,8 @@ class TrlClients:
         self, completions: list[Any], completion_ids: list[list[int]], question: list[int], **_: Any
     ) -> list[float]:
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        rewards = self._turn.rewards(
-            question, [Completion(*answer) for answer in zip(texts, completion_ids, strict=True)]
-        )
+        answers = [Completion(text, ids) for text, ids in zip(texts, completion_ids, strict=True)]
+        rewards = self._turn.rewards(question, answers)
         self._turn.count(rewards, completion_ids, self._config.rollout.group_size)
         return rewards
 
@@ -103,8 +102,8 @@ class _Turn:
         self._client = client
         self._sequences = self._tokens = self._groups = self._informative = 0
 
-    def rewards(self, numbers: list[int], completions: list[Completion]) -> list[float]:
-        scores = self._client.scores([self.questions[number] for number in numbers], completions)
+    def rewards(self, numbers: Sequence[int], answers: Sequence[Completion]) -> list[float]:
+        scores = self._client.scores([self.questions[number] for number in numbers], answers)
         return [self._client.reward_scale * value for value in scores.values]
 
     def count(self, rewards: list[float], completion_ids: list[list[int]], group_size: int) -> None:

@@ -9,7 +9,7 @@ from rivals import fgrpo_loop, plain_averaging
 from rivals.record import Task
 from rivals.trl_client import TrlClients
 
-from fgrpo.client.rollouts import render
+from fgrpo.client.prompts import render
 from fgrpo.config import TrainConfig
 from fgrpo.errors import ConfigError
 from fgrpo.records import Completion
@@ -65,10 +65,9 @@ def test_prompts_and_rewards_are_ours(rival, small_config, seen):
     ids = [ids for batch, _ in seen["rewards"] for ids in batch]
     rewards = torch.cat([rewards for _, rewards in seen["rewards"]])
     completions = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    answered = [question for question in questions for _ in range(group)]
-    scores = client.scores(answered, [Completion(text) for text in completions])
-    ours = [client.reward_scale * value for value in scores.values]
-    assert rewards.tolist() == pytest.approx(ours)
+    answered = [questions[i // group] for i in range(len(completions))]
+    ours = client.scores(answered, [Completion(text) for text in completions]).values
+    assert rewards.tolist() == pytest.approx([client.reward_scale * value for value in ours])
     assert len(set(ours)) > 1
     by_group = rewards.view(-1, group)
     assert work.informative == (by_group != by_group[:, :1]).any(dim=1).sum()

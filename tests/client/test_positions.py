@@ -9,6 +9,7 @@ from transformers import BloomConfig, GPT2Config, LlamaConfig, MambaConfig
 from fgrpo.client.positions import check_positions, positions
 from fgrpo.client.rollouts import sample
 from fgrpo.errors import TaskError
+from fgrpo.records import Chat
 
 
 class Model:
@@ -21,6 +22,12 @@ def test_the_last_position_may_be_used_and_no_further():
     check_positions(Model(10), ["short", "long"], mask_PL, new_tokens=6)
     with pytest.raises(TaskError, match=r"'long' has 4 tokens; with 7 new ones they pass the model's 10 positions"):
         check_positions(Model(10), ["short", "long"], mask_PL, new_tokens=7)
+
+
+def test_a_chat_is_named_by_its_last_message():
+    chat = Chat.of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "long"}])
+    with pytest.raises(TaskError, match="prompt 'long' has 2 tokens"):
+        check_positions(Model(10), [chat], torch.ones(1, 2, dtype=torch.int64), new_tokens=9)
 
 
 def test_a_prompt_past_rotary_positions_is_refused_although_the_model_would_go_on(policy, small_config):

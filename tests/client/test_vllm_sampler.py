@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgrpo.client.policy import Policy
-from fgrpo.client.rollouts import render
+from fgrpo.client.prompts import render
 from fgrpo.config import LoraConfig
 from fgrpo.errors import ConfigError
 

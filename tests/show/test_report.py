@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 
 from fgrpo.errors import RunError
-from fgrpo.records import Evaluation, Report, RoundSummary, ServerState
+from fgrpo.records import ClientData, Evaluation, Report, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.plots import write_plots
 from fgrpo.show.report import write_report
 from fgrpo.show.summary import (
     RunSummary,
     client_table,
+    data_table,
     print_evaluations,
     print_payload,
     print_summary,
@@ -99,6 +100,14 @@ def test_client_table_says_what_each_client_gained_and_how_it_counted(run):
         (CLIENTS[3], "40.0%", "100.0%", "+60.0", "1", "4", "33.3%", "29.2%", "0"),
     )
     assert table.footer[:4] == ("mean", "25.0%", "85.0%", "+60.0")
+
+
+def test_data_table_of_many_clients_shows_those_heard_most_often():
+    data = [ClientData(f"c{k}", 10, 0, {}, {}, [f"client c{k}: a note"]) for k in range(100)]
+    table = data_table(RunSummary.of([*data, *records(1, ["c97", "c98", "c99"])]))
+    assert [row[0] for row in table.rows] == ["c97", "c98", "c99", "and 97 more"]
+    assert table.note.startswith("client c0: a note; ")
+    assert table.note.endswith("; and 76 more")
 
 
 def test_uplink_table_counts_the_accepted_payloads_only(run):
