@@ -37,6 +37,11 @@ class _Member:
     tally: Tally = field(default_factory=Tally)
     failure: Failure | None = None
 
+    def report(self, round_number: int) -> Report | Failure:
+        if self.failure is not None:
+            return self.failure
+        return guarded(self.client.name, partial(self.tally.report, self.client, round_number, self.stopwatch))
+
 
 @dataclass(frozen=True)
 class _StackedBatch:
@@ -85,10 +90,7 @@ def train_together(
                 for place, metrics in _update(policy, stack, batches, optimizer, config).items():
                     members[place].tally.add_metrics(metrics)
     policy.model.eval()
-    return [
-        m.failure or guarded(m.client.name, partial(m.tally.report, m.client, round_number, m.stopwatch))
-        for m in members
-    ]
+    return [member.report(round_number) for member in members]
 
 
 @torch.no_grad()
