@@ -50,26 +50,22 @@ def shared_attention_forward(
     """`query`, `key` and `value` `[R, h, L, d]` as transformers gives them; returns `[R, L, h, d]`."""
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    for name in ("softcap", "position_bias"):
+        if options.get(name) is not None:
+            raise ValueError(f"{type(module).__name__}: {name} of attention scores has no form for shared rows")
     rows = zip(*(x.split(1) for x in (query, key, value)), attention_mask[:, 0].unbind(), strict=True)
-    return torch.cat([_attend(module, q, k, v, sees[0], sees[1], options) for q, k, v, sees in rows]), None
+    return torch.cat([_attend(q, k, v, sees[0], sees[1], options) for q, k, v, sees in rows]), None
 
 
 def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends_L: Tensor,
-    positions_L: Tensor,
-    options: dict[str, Any],
+    query: Tensor, key: Tensor, value: Tensor, ends_L: Tensor, positions_L: Tensor, options: dict[str, Any]
 ) -> Tensor:
     """One row."""
     window, L = options.get("sliding_window"), len(ends_L)
     trunk = int((ends_L == ends_L[0]).int().cumprod(0).sum()) if window is None else 0
     outputs = []
     if trunk > 0:
-        q, k, v = (x[:, :, :trunk] for x in (query, key, value))
-        outputs.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
+        outputs.append(_sdpa(query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk], None, options))
     index_L = torch.arange(L)
     for start in range(trunk, L, QUERIES):
         block = slice(start, start + QUERIES)
@@ -81,7 +77,20 @@ def _attend(
         sees = (at_k <= at_q) & (at_q < ends_L[at_k])
         if window is not None:
             sees &= positions_L[at_q] - positions_L[at_k] < window
-        mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)[None, None]
-        q, k, v = query[:, :, block], key[:, :, at_k], value[:, :, at_k]
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
-    return torch.cat(outputs, dim=1)
+        mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)
+        outputs.append(_sdpa(query[:, :, block], key[:, :, at_k], value[:, :, at_k], mask, options))
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """With keys and values as they are where several query heads share one: repeated, they would be kept so."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=options.get("dropout", 0.0),
+        is_causal=mask is None,
+        scale=options.get("scaling"),
+        enable_gqa=True,
+    )
