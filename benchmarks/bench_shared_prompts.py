@@ -46,12 +46,26 @@ def main() -> int:
             print(f"failed: {name} is {ours} shared and {theirs} apart; no ratio is printed")
             return 1
     of = {name: [statistics.median(run[name] for run in runs[way]) for way in WAYS] for name in shared[0]}
+    speed, memory = of["seconds"][1] / of["seconds"][0], of["added_mib"][0] / of["added_mib"][1]
     print(
-        f"shared prompts: {of['seconds'][1] / of['seconds'][0]:.2f} times as fast, with "
-        f"{of['added_mib'][0] / of['added_mib'][1]:.2f} of the memory beyond the model's "
+        f"shared prompts: {speed:.2f} times as fast, with {memory:.2f} of the memory beyond the model's "
         f"({of['peak_mib'][0] / of['peak_mib'][1]:.2f} of the whole process's)"
     )
+    print(f"written: {_save(arguments, runs, speed, memory)}")
     return 0
+
+
+def _save(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], speed: float, memory: float) -> Path:
+    from common import cpu_header, save
+
+    shape = {name: getattr(arguments, name) for name in SIZES}
+    results: list[dict[str, Any]] = [{"name": way, "repetitions": runs[way]} for way in WAYS]
+    results[0]["headline"] = {
+        "what": f"training pass, prompt {shape['prompt']}, {shape['group']} completions of {shape['completion']}",
+        "figure": f"{statistics.median(run['seconds'] for run in runs['shared']):.3g} s",
+        "against": f"one row a sequence, {speed:.2f} times as long; {memory:.2f} of its memory",
+    }
+    return save("shared_prompts", cpu_header(["torch", "transformers"]), settings=shape, results=results)
 
 
 def _parser() -> argparse.ArgumentParser:
