@@ -90,7 +90,7 @@ def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.experiment import evaluate
-    from fgrpo.show.summary import print_evaluations
+    from fgrpo.show.terminal import print_evaluations
 
     print_evaluations(evaluate(arguments.target, overrides, arguments.round))
 
@@ -103,14 +103,14 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.run_folder import RunFolder
-    from fgrpo.show.summary import print_comparison
+    from fgrpo.show.terminal import print_comparison
 
     print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.errors import PayloadError
-    from fgrpo.show.summary import print_payload
+    from fgrpo.show.terminal import print_payload
     from fgrpo.wire.payload import unpack
 
     try:
@@ -129,7 +129,7 @@ def _keys(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _finish(folder: RunFolder) -> None:
     """Print the tables of a run, write its report, and say where it is."""
     from fgrpo.show.report import write_report
-    from fgrpo.show.summary import print_summary
+    from fgrpo.show.terminal import print_summary
 
     report = write_report(folder)
     print_summary(list(folder.records()))

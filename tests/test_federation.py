@@ -31,7 +31,7 @@ from fgrpo.records import Evaluation, Report, RoundSummary, ServerState, to_json
 from fgrpo.residuals import Residuals
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.report import write_report
-from fgrpo.show.summary import print_summary
+from fgrpo.show.terminal import print_summary
 from fgrpo.wire.parameters import flatten
 from fgrpo_kernels.codec import decode
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fgrpo.engines.base import Observer
 from fgrpo.records import ClientData, Evaluation, Record, Report, RoundSummary
-from fgrpo.show.summary import histogram, row_count
+from fgrpo.show.tables import histogram, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from fgrpo.errors import RunError
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.plots import DARK, LIGHT, write_plots
-from fgrpo.show.summary import RunSummary, quarantine_table, tables
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.tables import quarantine_table, tables
 from fgrpo.show.text import byte_size, percent, points, printable, ratio, seconds
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

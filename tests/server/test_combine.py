@@ -11,7 +11,8 @@ from fgrpo.federation import play_round
 from fgrpo.records import Reply, Report, RoundSummary, ServerState, from_json, to_json
 from fgrpo.server.combine import combine
 from fgrpo.settings import check
-from fgrpo.show.summary import RunSummary, client_table
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.tables import client_table
 from fgrpo.wire.parameters import Manifest, fingerprint
 from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode

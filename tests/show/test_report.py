@@ -15,17 +15,9 @@ from fgrpo.records import ClientData, Evaluation, Report, RoundSummary, ServerSt
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.plots import write_plots
 from fgrpo.show.report import write_report
-from fgrpo.show.summary import (
-    RunSummary,
-    client_table,
-    data_table,
-    print_evaluations,
-    print_payload,
-    print_summary,
-    quarantine_table,
-    stage_table,
-    uplink_table,
-)
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.tables import client_table, data_table, quarantine_table, stage_table, uplink_table
+from fgrpo.show.terminal import print_evaluations, print_payload, print_summary
 from fgrpo.show.text import byte_size, ratio, seconds
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import encode

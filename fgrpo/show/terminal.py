@@ -1,0 +1,78 @@
+"""Tables printed in a terminal, or into a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fgrpo.records import Evaluation, Record
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.tables import TextTable, comparison_table, tables
+from fgrpo.show.text import number, percent, printable, ratio
+from fgrpo.wire.payload import Header
+from fgrpo_kernels.codec import Encoded
+
+_STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading per line
+
+
+def print_comparison(runs: Mapping[str, Iterable[Record]], console: Console | None = None) -> None:
+    """Print several runs side by side."""
+    _print(comparison_table({name: RunSummary.of(records) for name, records in runs.items()}), console)
+
+
+def print_summary(records: Iterable[Record], console: Console | None = None) -> None:
+    """Print the tables that a run ends with."""
+    for table in tables(RunSummary.of(records)):
+        _print(table, console)
+
+
+def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None = None) -> None:
+    """Print the accuracy of one model on every client's held-out prompts."""
+    rows = tuple((e.client, str(e.prompts), percent(e.accuracy), number(e.score)) for e in evaluations)
+    mean = fmean(e.accuracy for e in evaluations), fmean(e.score for e in evaluations)
+    footer = ("mean", "", percent(mean[0]), number(mean[1]))
+    title = f"Held-out prompts, model after round {evaluations[0].round}"
+    _print(TextTable(title, ("client", "prompts", "accuracy", "score"), rows, footer), console)
+
+
+def print_payload(header: Header, delta: Encoded, length: int, console: Console | None = None) -> None:
+    """Print what a payload of `length` bytes says of itself."""
+    rows = (
+        ("client", header.client),
+        ("round", str(header.round)),
+        ("codec", delta.codec),
+        ("block", str(delta.block)),
+        ("parameters", f"{delta.size:,}"),
+        ("bytes", f"{length:,} ({ratio(length, 4 * delta.size)} of float32)"),
+        ("manifest", header.manifest),
+        ("base", header.base),
+    )
+    _print(TextTable("Payload: whole and well-formed", ("", ""), rows, numbers_from=2), console)
+
+
+def _print(table: TextTable, console: Console | None) -> None:
+    console = console or _console()
+    shown = Table(box=box.SIMPLE, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
+    shown.collapse_padding, shown.show_header, shown.show_footer = True, any(table.columns), bool(table.footer)
+    for at, column in enumerate(table.columns):
+        is_number = at >= table.numbers_from
+        footer = Text(table.footer[at] if table.footer else "", style="bold")
+        header = column.replace(" ", "\n") if is_number and len(table.columns) > _STACK_HEADERS_FROM else column
+        shown.add_column(header, footer, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(printable(cell, console.encoding)) for cell in row))
+    console.print(shown)
+    if table.note:
+        console.print(Text(table.note, style="dim"), highlight=False)
+    console.print()
+
+
+def _console() -> Console:
+    """Return standard output; where it is a file, lines may be longer than a terminal's 80 characters."""
+    return Console() if sys.stdout.isatty() else Console(force_terminal=False, width=120)
