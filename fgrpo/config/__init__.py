@@ -1,0 +1,26 @@
+"""The configuration of a run: typed, read from YAML, every key overridable on the command line.
+
+A field's docstring is its help text. Nothing here builds or loads anything.
+"""
+
+from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.run import Config, EngineConfig, EvaluationConfig
+from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
+from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
+
+__all__ = [
+    "AggregationConfig",
+    "ClientConfig",
+    "CodecConfig",
+    "Config",
+    "EngineConfig",
+    "EvaluationConfig",
+    "LoraConfig",
+    "ParticipationConfig",
+    "PartitionConfig",
+    "RewardsConfig",
+    "RolloutConfig",
+    "ServerConfig",
+    "TaskConfig",
+    "TrainConfig",
+]

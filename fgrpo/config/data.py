@@ -1,0 +1,80 @@
+"""What clients own: prompts with a reward, or one dataset split among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Prompts with a verifiable reward: a reasoning-gym task, or a Hugging Face dataset.
+
+    Args:
+        reasoning_gym: name of a reasoning-gym task, for example `chain_sum`.
+        params: parameters of that task.
+        dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
+        subset: the dataset's configuration name, where it has several.
+        split: the dataset's split that both training and held-out prompts are drawn from.
+        prompt_column: column with the prompt: text, or a list of chat messages.
+        answer_column: column with the reference answer; null for rewards that need none.
+        reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` of a function
+            that takes `(completion, answer)` or TRL's keywords; a list of several, or a weight for each by name; null
+            means the task's own verifier (reasoning-gym) or `exact_match`. See `docs/rewards.md`.
+        weight: share of this task in its client's mixture.
+    """
+
+    reasoning_gym: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    prompt_column: str = "prompt"
+    answer_column: str | None = "answer"
+    reward: str | list[str] | dict[str, float] | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """One data owner: a mixture of tasks, and the scale in which it happens to measure reward.
+
+    Args:
+        tasks: the client's tasks; prompts are drawn in proportion to their weights.
+        reward_scale: factor on every reward of this client.
+    """
+
+    tasks: list[TaskConfig]
+    reward_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What becomes of a completion whose reward cannot be told. See `docs/rewards.md`.
+
+    Args:
+        on_error: a reward function that fails for a completion, or returns what is no finite number: `skip` takes the
+            completion out of its group, `zero` counts 0 from that function, `raise` ends the client's round.
+    """
+
+    on_error: Literal["skip", "zero", "raise"] = "skip"
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """Splits one dataset into clients with the partitioners of flwr-datasets.
+
+    Args:
+        task: the dataset to split.
+        clients: number of clients (ignored by `column`, which makes one client per value).
+        scheme: `iid` (rows dealt out at random), `dirichlet` (label skew over `column`), or `column` (one client per
+            value of `column`, and named after it).
+        column: the column that `dirichlet` and `column` look at.
+        alpha: concentration of `dirichlet`; smaller is more skewed.
+    """
+
+    task: TaskConfig
+    clients: int = 4
+    scheme: Literal["iid", "dirichlet", "column"] = "iid"
+    column: str | None = None
+    alpha: float = 0.5
