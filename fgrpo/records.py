@@ -121,6 +121,7 @@ class Report:
         unrewarded: completions without a reward, which left their groups.
         reward_failures: how often a reward function failed for a completion.
         reward_failure: the first such failure in one line, or an empty text.
+        informative: completions in prompt groups whose rewards were not all equal: those that taught something.
     """
 
     client: str
@@ -137,6 +138,7 @@ class Report:
     unrewarded: int = 0
     reward_failures: int = 0
     reward_failure: str = ""
+    informative: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Tally:
 
     rewards: list[Tensor] = field(default_factory=list)
     degenerate: list[Tensor] = field(default_factory=list)
+    informative: list[Tensor] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: int = 0
@@ -40,6 +41,9 @@ class Tally:
     def add_rollouts(self, rollouts: Rollouts, rewards_B: Tensor, advantages: GroupAdvantages, scores: Scores) -> None:
         self.rewards.append(rewards_B)
         self.degenerate.append(advantages.degenerate)
+        group_size = len(rewards_B) // len(advantages.degenerate)
+        taught_B = ~advantages.degenerate.repeat_interleave(group_size) & ~rewards_B.isnan()
+        self.informative.append(taught_B.sum())
         self.tokens.append(rollouts.mask_BT.sum())
         for name, values in scores.parts.items():
             self.parts[name] += [value for value in values if not math.isnan(value)]
@@ -76,6 +80,7 @@ class Tally:
             unrewarded=len(rewards) - len(known),
             reward_failures=self.failures,
             reward_failure=self.failure,
+            informative=int(torch.stack(self.informative).sum()),
         )
 
 

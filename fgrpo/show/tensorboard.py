@@ -14,10 +14,10 @@ from fgrpo.run_folder import RunFolder
 class TensorBoardWriter:
     """An observer that writes scalars to `RUN/tensorboard/`; the step is the round.
 
-    Per client, as `<what>/<client>`: `reward`, `reward_std`, `completion_length`, `degenerate`, `weight`, `gain`,
-    `accuracy`, `score`, and what the loss measured (`loss`, `entropy`, ...). Per round: `bytes/uplink`,
-    `bytes/float32`, `server/update_norm`, `server/quarantined`, and `time/<stage>` in seconds, where stages of clients
-    are added up over clients.
+    Per client, as `<what>/<client>`: `reward`, `reward_std`, `completion_length`, `degenerate`, `informative`,
+    `weight`, `gain`, `accuracy`, `score`, and what the loss measured (`loss`, `entropy`, ...). Per round:
+    `bytes/uplink`, `bytes/float32`, `server/update_norm`, `server/quarantined`, and `time/<stage>` in seconds, where
+    stages of clients are added up over clients.
 
     The rounds that the folder already holds are written first, in place of what an earlier process wrote of them: so
     the curves of a resumed run are whole, however that process ended.
@@ -57,6 +57,7 @@ class TensorBoardWriter:
             "reward_std": report.reward_std,
             "completion_length": report.completion_length,
             "degenerate": report.degenerate,
+            "informative": report.informative,
             **report.metrics,
         }
         for name, value in values.items():

@@ -8,18 +8,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from fgrpo.client.local_training import backward, minibatches, train_locally
+from fgrpo.client.local_training import Tally, backward, minibatches, train_locally
 from fgrpo.client.masters import Masters
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.rollouts import sample
 from fgrpo.client.round import client_round
+from fgrpo.client.tasks.scoring import Scores
 from fgrpo.config import ClientConfig, LoraConfig, RewardsConfig
 from fgrpo.errors import TaskError, TrainingError
+from fgrpo.records import Rollouts, from_json, to_json
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import Manifest, flatten, load_flat
 from fgrpo.wire.payload import unpack
-from fgrpo_kernels import grpo_loss, token_weights
+from fgrpo_kernels import group_advantages, grpo_loss, token_weights
 from fgrpo_kernels.codec import decode
 
 
@@ -48,8 +50,24 @@ def test_report(policy, small_config):
     assert (report.client, report.round, report.sequences) == ("gcd", 1, 2 * 4 * 4)
     assert 0 <= report.reward_mean <= 10
     assert report.tokens == pytest.approx(report.completion_length * report.sequences)
+    assert report.informative == round((1 - report.degenerate) * report.sequences)
     assert {"loss", "grad_norm", "entropy"} <= report.metrics.keys()
     assert {"rollout", "reward", "train"} == report.seconds.keys()
+
+
+def test_informative_counts_completions_with_a_reward_in_groups_of_unequal_ones(small_config):
+    nan, tally = float("nan"), Tally()
+    for rewards in ([1.0, 1.0, 1.0, 0.5, nan, 0.5], [nan, nan, 2.0, 0.0, 1.0, nan], [nan, 3.0, nan, 0.0, 0.0, 0.0]):
+        rewards_B = torch.tensor(rewards)
+        masks_BT = torch.ones(6, 1, dtype=torch.bool)
+        rollouts = Rollouts(masks_BT.long(), masks_BT.long(), masks_BT, torch.zeros(6, 1), ("",) * 6)
+        tally.add_rollouts(rollouts, rewards_B, group_advantages(rewards_B, 3), Scores([], [], {}, 0, ""))
+    report = tally.report(make_clients(small_config)[0], 1, Stopwatch())
+    assert (report.informative, report.sequences, report.unrewarded) == (2, 12, 6)
+    line = to_json(report)
+    assert from_json(line) == report
+    del line["informative"]
+    assert from_json(line) == replace(report, informative=0), "a run folder from before this was counted"
 
 
 def fails_without_a_5(completion, answer):
