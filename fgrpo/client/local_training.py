@@ -130,12 +130,12 @@ def roll_out(
     with stopwatch("reward"):
         scores = _scores(client, questions, rollouts, rollout.group_size)
         rewards_B = client.reward_scale * torch.tensor(scores.values, dtype=torch.float32)
-        rollouts = rollouts.without(rewards_B.isnan().to(policy.device))
+        rollouts = rollouts.without(rewards_B.isnan())
         advantages = group_advantages(
             rewards_B, rollout.group_size, scale=train.advantage_scale, baseline=train.baseline
         )
     tally.add_rollouts(rollouts, rewards_B, advantages, scores)
-    return rollouts, advantages.advantages.to(policy.device)
+    return rollouts, advantages.advantages
 
 
 def _scores(client: Client, questions: list[Question], rollouts: Rollouts, group_size: int) -> Scores:
@@ -148,7 +148,7 @@ def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config
     parts = []
     for minibatch in cut(rollouts, advantages_B, config):
         batches = loss_batches(minibatch, config.train, share=policy.shares_prefixes)
-        parts.append(with_references(policy, batches, config))
+        parts.append(with_references(policy, [batch.to(policy.device) for batch in batches], config))
     return parts
 
 
