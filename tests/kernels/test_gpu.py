@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sizes import fitting
 
 from fgrpo_kernels import (
     CISPO,
@@ -29,12 +30,12 @@ def gradient_and_outputs(op, logits, arguments):
     return loss.detach(), leaf.grad, metrics
 
 
-@pytest.mark.parametrize("vocab", [1000, 32_001, 151_936])
+@pytest.mark.parametrize("vocab", fitting([1000, 32_001, 151_936], [1000, 9_001]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_loss_error_is_no_larger_than_plain_pytorch(dtype, vocab, level):
     torch.manual_seed(0)
-    N = 64
+    N = fitting(64, 12)
     logits = (3 * torch.randn(N, vocab, device="cuda")).to(dtype)
     targets = torch.randint(vocab, (N,), device="cuda")
     targets[:3] = torch.tensor([0, vocab - 1, int(logits[2].argmax())])
@@ -68,7 +69,7 @@ OBJECTIVES = [SAPO(level="sequence"), CISPO(level="sequence"), GMPO(), VESPO()]
 def test_sequence_level_objectives(objective, packed):
     """More tokens than a program takes at a time, holes in the mask; packed rows in any order."""
     torch.manual_seed(1)
-    B, T, V = 3, 1500, 257
+    B, T, V = 3, fitting(1500, 40), fitting(257, 17)
     logits = torch.randn(B, T, V, device="cuda")
     targets = torch.randint(V, (B, T), device="cuda")
     logp = reference.token_logprobs(logits, targets).logp
@@ -148,7 +149,7 @@ def test_gradient_of_a_target_far_ahead(margin):
 
 def test_offsets_past_32_bits():
     """N * V > 2^31: rows at the end are as right as those at the start."""
-    N, V = 16_384, 151_936
+    N, V = fitting((16_384, 151_936), (40, 999))
     if torch.cuda.mem_get_info()[0] < 2.5 * N * V * 2:
         pytest.skip("needs 13 GB of device memory")
     logits = torch.zeros(N, V, dtype=torch.bfloat16, device="cuda")
@@ -168,7 +169,7 @@ def test_offsets_past_32_bits():
 
 def test_more_rows_than_a_grid_dimension():
     """T >= 65,536: rows are the one long dimension of the launch."""
-    B, T, V = 1, 70_001, 64
+    B, T, V = 1, fitting(70_001, 65), fitting(64, 8)
     logits = torch.randn(B, T, V, device="cuda")
     targets = torch.randint(V, (B, T), device="cuda")
     arguments = {"targets": targets, "advantages": torch.ones(B, device="cuda"), "weights": torch.ones(B, T).cuda() / T}
