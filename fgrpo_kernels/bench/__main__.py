@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fgrpo_kernels.bench.case import NotHere, Options
+from fgrpo_kernels.bench.case import NotHereError, Options
 from fgrpo_kernels.bench.ops import OPS
 from fgrpo_kernels.bench.session import bench, listing
 from fgrpo_kernels.bench.shapes import MODELS
@@ -62,7 +62,7 @@ def _bench(parser: argparse.ArgumentParser, op: str, chosen: argparse.Namespace)
     )
     try:
         return bench(OPS if op == "all" else (op,), options, chosen.device)
-    except NotHere as error:
+    except NotHereError as error:
         parser.error(str(error))
 
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], Any]  # one call of what is timed
+Shape = Mapping[str, int | str]
 Maker = Callable[[Any], Run]  # prepares a contender for a case's inputs; imports what it needs
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """A contender that this machine cannot run; the message says what it needs."""
 
 
-class WrongResult(Exception):
+class WrongResultError(Exception):
     """A contender whose result fails the case's check; the message says by how much."""
 
 
@@ -28,9 +29,9 @@ class Case:
     Attributes:
         name: unique in its op
         inputs: makes what every maker is given; called once, when the case's turn has come
-        contenders: by name, ours first: the others are timed in turns with it. The words before the first comma of a name
-            are the package's, as in "trl, completions only".
-        check: raises `WrongResult` unless what the maker's contender computes is right; it may use other inputs
+        contenders: by name, ours first: the others are timed in turns with it. What stands before the first comma of a
+            name is the package, as in "trl, completions only".
+        check: raises `WrongResultError` unless what the maker's contender computes is right; it may use other inputs
         shape: numbers that the time depends on, by name
         moved: bytes that must move between memory and processor, whoever does it
         operations: floating-point operations of the matrix products that must be made
@@ -42,7 +43,7 @@ class Case:
     inputs: Callable[[], Any]
     contenders: Mapping[str, Maker]
     check: Callable[[Maker], None]
-    shape: Mapping[str, int | str]
+    shape: Shape
     moved: float | None = None
     operations: float | None = None
     work: tuple[float, str] | None = None
@@ -93,7 +94,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 def require_close(what: str, ours: Tensor, exact: Tensor, bound: float) -> None:
-    """Raise `WrongResult` unless the relative error is below the bound."""
+    """Raise `WrongResultError` unless the relative error is below the bound."""
     error = relative_error(ours, exact)
     if not error < bound:
-        raise WrongResult(f"{what}: relative error {error:.1e}, expected below {bound:.0e}")
+        raise WrongResultError(f"{what}: relative error {error:.1e}, expected below {bound:.0e}")

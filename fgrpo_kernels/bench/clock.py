@@ -1,4 +1,4 @@
-"""Seconds a call, of several contenders in turns: a machine's speed changes within seconds, and with what runs beside."""
+"""Seconds a call, of contenders in turns: a machine's speed changes within seconds, and with what runs beside."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class ResultFile:
 
     @property
     def results(self) -> list[Record]:
-        return self.content["results"]  # type: ignore[no-any-return]
+        records: list[Record] = self.content["results"]
+        return records
 
     def add(self, record: Record) -> None:
         self.results.append(record)

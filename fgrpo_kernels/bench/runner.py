@@ -1,4 +1,4 @@
-"""From cases to records: every contender is checked, then timed in turns with ours; one that fails never stops the rest."""
+"""From cases to records: each contender is checked, then timed in turns with ours; one that fails stops no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fgrpo_kernels.bench.case import Case, Maker, NotHere, Options, Run, WrongResult, package_of
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, package_of
 from fgrpo_kernels.bench.clock import Clock, clock_of
 from fgrpo_kernels.bench.limits import copy_bandwidth, matrix_rate
 from fgrpo_kernels.bench.memory import peak_bytes
@@ -47,8 +47,8 @@ def prepare(case: Case, name: str, data: Any) -> Run:
     """A contender, checked and ready to be timed.
 
     Raises:
-        WrongResult: if what it computes is wrong.
-        ImportError, NotHere: if it cannot run on this machine.
+        WrongResultError: if what it computes is wrong.
+        ImportError, NotHereError: if it cannot run on this machine.
     """
     make = case.contenders[name]
     case.check(make)
@@ -166,11 +166,11 @@ def _figure(record: Record) -> str:
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return how_to_get(package_of(name), getattr(error, "name", None) or str(error))
-    if isinstance(error, NotHere):
+    if isinstance(error, NotHereError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    if isinstance(error, WrongResult | AssertionError):
+    if isinstance(error, WrongResultError | AssertionError):
         return f"wrong result: {_first_line(error)}"
     return f"{type(error).__name__}: {_first_line(error)}"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fgrpo_kernels.bench import ops
-from fgrpo_kernels.bench.case import NotHere, Options, package_of
+from fgrpo_kernels.bench.case import NotHereError, Options, package_of
 from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.packages import DISTRIBUTIONS, PACKAGES, whereabouts
 from fgrpo_kernels.bench.results import Record, ResultFile
@@ -26,7 +26,7 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
         for name in names:
             try:
                 cases = ops.cases(name, options)
-            except NotHere as error:
+            except NotHereError as error:
                 print(f"{name} on {chosen}: {error}")
                 continue
             head = header(chosen, DISTRIBUTIONS)
@@ -75,7 +75,7 @@ def listing() -> str:
         for name in ops.OPS:
             try:
                 cases = ops.cases(name, Options(device=device))
-            except NotHere as error:
+            except NotHereError as error:
                 lines.append(f"{name} on {device}: {error}")
                 continue
             lines.append(f"{name} on {device}")

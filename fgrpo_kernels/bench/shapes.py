@@ -37,3 +37,7 @@ def head_of(options: Options) -> Head:
 def dtype_of(options: Options) -> torch.dtype:
     """The chosen one, or what models are trained in on the device."""
     return options.dtype or (torch.bfloat16 if options.on_gpu else torch.float32)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

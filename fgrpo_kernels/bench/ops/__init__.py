@@ -19,6 +19,6 @@ def cases(op: str, options: Options) -> list[Case]:
     """The op's cases on the chosen device.
 
     Raises:
-        NotHere: if this op has none there; the message says what it needs.
+        NotHereError: if this op has none there; the message says what it needs.
     """
     return list(importlib.import_module(f"fgrpo_kernels.bench.ops.{op}").cases(options))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import codec as cpp
-from fgrpo_kernels.bench.case import Case, Maker, NotHere, Options, Run, WrongResult, require_close
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, require_close
 from fgrpo_kernels.codec import gpu as codec_on_gpu
 from fgrpo_kernels.codec.gpu import Delta
 
@@ -32,7 +32,7 @@ OPERANDS = {
 
 def cases(options: Options) -> Iterator[Case]:
     if not options.on_gpu:
-        raise NotHere("needs a GPU")
+        raise NotHereError("needs a GPU")
     size = options.parameters or 1 << 28
     shape = {"parameters": size, "block": BLOCK}
     for codec, code_bytes in CODE_BYTES.items():
@@ -135,7 +135,7 @@ def _check_encode(make: Maker, operands: str, codec: str, rounding: str, device:
         pairs.append(("the residual", delta.residual, on_host.residual))
     for name, ours, exact in pairs:
         if not torch.equal(ours.cpu(), exact):
-            raise WrongResult(f"{name} differ from the C++ codec's")
+            raise WrongResultError(f"{name} differ from the C++ codec's")
 
 
 def _decoder(codec: str) -> Maker:
@@ -156,7 +156,7 @@ def _check_decode(make: Maker, codec: str, device: str) -> None:
     delta = _delta("float32", CHECKED, device)
     expected = cpp.decode(cpp.encode(delta.new.cpu(), codec=codec, block=BLOCK))
     if not torch.equal(make(delta)().cpu(), expected):
-        raise WrongResult("values differ from the C++ codec's")
+        raise WrongResultError("values differ from the C++ codec's")
 
 
 def _to_host(parts_of: Callable[[Delta], tuple[Tensor, ...]]) -> Maker:

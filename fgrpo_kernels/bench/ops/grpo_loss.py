@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import PPOClip, grpo_loss, reference, token_weights
-from fgrpo_kernels.bench.case import Case, Maker, NotHere, Options, Run, require_close
-from fgrpo_kernels.bench.shapes import dtype_of, head_of
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
+from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
 
 CHECKED = (2, 33)  # sequences, tokens
 PASSES = {"token": 2, "sequence": 3}
@@ -58,8 +58,7 @@ def cases(options: Options) -> Iterator[Case]:
 
         return check_gradient
 
-    shape = {"sequences": sequences, "tokens": tokens, "vocabulary": vocabulary}
-    shape_and_type = {**shape, "dtype": str(dtype).removeprefix("torch.")}
+    shape: Shape = {"sequences": sequences, "tokens": tokens, "vocabulary": vocabulary, "dtype": name_of(dtype)}
     for level, passes in PASSES.items():
         contenders = {
             "fgrpo": _maker(_fgrpo, level),
@@ -68,10 +67,10 @@ def cases(options: Options) -> Iterator[Case]:
             "liger": _liger(level),
         }
         name = f"{level} level, forward and backward"
-        yield Case(name, inputs, contenders, check(level), shape_and_type, moved=passes * size)
+        yield Case(name, inputs, contenders, check(level), shape, moved=passes * size)
     ours = {"fgrpo": _maker(_fgrpo, "token")}
     name = "token level, half the rows weightless"
-    yield Case(name, half_weightless, ours, check("token"), shape_and_type, moved=1.5 * size)
+    yield Case(name, half_weightless, ours, check("token"), shape, moved=1.5 * size)
 
 
 def make_batch(sequences: int, tokens: int, vocabulary: int, dtype: torch.dtype, device: str) -> Batch:
@@ -130,7 +129,7 @@ def _liger(level: str) -> Maker:
 
     def make(batch: Batch) -> Run:
         if batch.logits.device.type == "cpu":
-            raise NotHere("needs a GPU")
+            raise NotHereError("needs a GPU")
         from liger_kernel.transformers.grpo_loss import triton_grpo_loss
 
         longer = torch.nn.functional.pad(batch.logits.detach(), (0, 0, 0, 1)).requires_grad_()

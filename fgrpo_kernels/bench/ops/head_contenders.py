@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import PPOClip, linear_grpo_loss, reference, token_weights
-from fgrpo_kernels.bench.case import Maker, NotHere, Run
+from fgrpo_kernels.bench.case import Maker, NotHereError, Run
 
 Step = Callable[[Tensor, Tensor], Tensor]  # hidden [B, T, H], weight [V, H] -> scalar loss
 
@@ -180,7 +180,7 @@ def liger_step(batch: Batch) -> Step:
 
 def liger_cross_entropy(batch: Batch) -> Step:
     if batch.hidden.device.type == "cpu":
-        raise NotHere("needs a GPU")
+        raise NotHereError("needs a GPU")
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss: Any = LigerFusedLinearCrossEntropyLoss()
@@ -190,7 +190,7 @@ def liger_cross_entropy(batch: Batch) -> Step:
 def quack_cross_entropy(batch: Batch) -> Step:
     """quack's chunked head, for Hopper and Blackwell."""
     if batch.hidden.device.type == "cpu":
-        raise NotHere("needs a GPU, Hopper or later")
+        raise NotHereError("needs a GPU, Hopper or later")
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return lambda hidden, weight: chunked_linear_cross_entropy(hidden.flatten(0, 1), weight, batch.targets.flatten())

@@ -1,6 +1,6 @@
 """The LM head fused with the loss, forward and backward: every contender takes the same hidden states.
 
-The products that must be made: the logits, dH and dW of the rows that carry signal (all rows' where nothing is padding).
+The products that must be made: the logits, dH and dW of the rows that carry signal.
 
 B sequences   T tokens   H hidden size   V vocabulary
 """
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fgrpo_kernels.bench.case import Case, Maker, Options, require_close
+from fgrpo_kernels.bench.case import Case, Maker, Options, Shape, require_close
 from fgrpo_kernels.bench.ops import head_contenders as head
-from fgrpo_kernels.bench.shapes import dtype_of, head_of
+from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
 
 CHECKED = (4, 24, 64, 3_000)  # B, T, H, V
 
@@ -24,8 +24,13 @@ def cases(options: Options) -> Iterator[Case]:
     sequences = max(1, (options.rows or (8192 if options.on_gpu else 2048)) // tokens)
     hidden, vocabulary = head_of(options)
     dtype = dtype_of(options)
-    shape = {"sequences": sequences, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
-    shape_and_type = {**shape, "dtype": str(dtype).removeprefix("torch.")}
+    shape: Shape = {
+        "sequences": sequences,
+        "tokens": tokens,
+        "hidden": hidden,
+        "vocabulary": vocabulary,
+        "dtype": name_of(dtype),
+    }
     full = (sequences, tokens, hidden, vocabulary)
 
     def batch(padded: float, degenerate: float, shape: tuple[int, int, int, int] = full) -> head.Batch:
@@ -38,7 +43,7 @@ def cases(options: Options) -> Iterator[Case]:
             inputs=lambda: batch(padded, degenerate),
             contenders=contenders,
             check=lambda make: _check(make, lambda: batch(0.5, 0.25, CHECKED), frozen),
-            shape={**shape_and_type, "informative": informative},
+            shape={**shape, "informative": informative},
             operations=(2 if frozen else 3) * 2 * informative * hidden * vocabulary,
         )
 
@@ -50,7 +55,7 @@ def cases(options: Options) -> Iterator[Case]:
         inputs=lambda: batch(0.0, 0.0),
         contenders=head.cross_entropy_contenders(),
         check=lambda make: _check_cross_entropy(make, lambda: batch(0.0, 0.0, CHECKED)),
-        shape=shape_and_type,
+        shape=shape,
         operations=6 * sequences * tokens * hidden * vocabulary,
     )
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference, token_logprobs
-from fgrpo_kernels.bench.case import Case, Maker, NotHere, Options, Run, require_close
-from fgrpo_kernels.bench.shapes import dtype_of, head_of
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
+from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
 
 CHECKED = 64  # rows
 Op = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits [N, V], targets [N] -> log p, entropy [N]
@@ -59,7 +59,7 @@ def cases(options: Options) -> Iterator[Case]:
         (ours,) = make(data)()
         require_close("gradient", ours, expected, bound)
 
-    shape = {"rows": rows, "vocabulary": vocabulary, "dtype": str(dtype).removeprefix("torch.")}
+    shape: Shape = {"rows": rows, "vocabulary": vocabulary, "dtype": name_of(dtype)}
     forward = {name: _forward(op_of) for name, op_of in ops.items()}
     yield Case("forward", inputs, forward, check_values, shape, moved=size)
     backward = {name: _backward(op_of) for name, op_of in ops.items()}
@@ -76,7 +76,7 @@ def _trl() -> Op:
         try:
             from trl.kernels.logprob_entropy import selective_log_softmax_and_entropy
         except ImportError as error:
-            raise NotHere(f"this TRL has no kernel for it: {error}") from None
+            raise NotHereError(f"this TRL has no kernel for it: {error}") from None
         return tuple(selective_log_softmax_and_entropy(logits, targets))  # type: ignore[return-value]
 
     return op
