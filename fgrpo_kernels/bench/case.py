@@ -36,6 +36,8 @@ class Case:
         moved: bytes that must move between memory and processor, whoever does it
         operations: floating-point operations of the matrix products that must be made
         work: how many things a call deals with and what they are: ours and theirs are also rates then
+        threads: of the CPU, where not the options'
+        describe: more to be written down, from a contender's result
         in_readme: what README's table calls this; left out there where None
     """
 
@@ -47,6 +49,8 @@ class Case:
     moved: float | None = None
     operations: float | None = None
     work: tuple[float, str] | None = None
+    threads: int | None = None
+    describe: Callable[[Any], Mapping[str, float]] | None = None
     in_readme: str | None = None
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fgrpo_kernels.bench.limits import copy_bandwidth, matrix_rate
 from fgrpo_kernels.bench.memory import peak_bytes
 from fgrpo_kernels.bench.packages import how_to_get
 from fgrpo_kernels.bench.results import Record, failed
-from fgrpo_kernels.bench.shapes import dtype_of
+from fgrpo_kernels.bench.shapes import dtype_of, name_of
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
@@ -29,8 +29,11 @@ def measure(cases: Iterable[Case], options: Options) -> Iterator[Record]:
     clock = clock_of(options.device)
     for case in cases:
         if options.only is None or options.only in case.name:
-            yield from _measure_case(case, options, clock)
+            here = dataclasses.replace(options, threads=case.threads or options.threads)
+            torch.set_num_threads(here.threads)
+            yield from _measure_case(case, here, clock)
             _forget(options)
+    torch.set_num_threads(options.threads)
 
 
 def chosen(case: Case, options: Options) -> dict[str, Maker]:
@@ -73,6 +76,8 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
             beside = [run] if our_run is None else [our_run, run]
             seconds = _seconds(beside, options, clock)
             record |= _figures(case, seconds[-1], limits) | {"peak_bytes": peak_bytes(run, options.device)}
+            if case.describe is not None:
+                record |= case.describe(run())
             if our_run is None:
                 our_run, our_record = run, record
             else:
@@ -187,4 +192,4 @@ def _forget(options: Options) -> None:
 
 def settings(options: Options) -> Record:
     """The options as they are written down."""
-    return {name: str(value) if isinstance(value, torch.dtype) else value for name, value in asdict(options).items()}
+    return dataclasses.asdict(options) | {"dtype": name_of(dtype_of(options))}

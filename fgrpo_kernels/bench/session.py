@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fgrpo_kernels.bench import ops
+from fgrpo_kernels.bench import ops, pytest_benchmark
 from fgrpo_kernels.bench.case import NotHereError, Options, package_of
 from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.packages import DISTRIBUTIONS, PACKAGES, whereabouts
@@ -36,6 +36,8 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
                 file.add(record)
                 print(f"  {line(record)}", flush=True)
                 wrong += str(record.get("not_measured", "")).startswith("wrong result")
+            file.content |= pytest_benchmark.content(name, head, file.results)
+            file.write()
             written.append(file.path)
     for path in written:
         print(f"written: {path}")

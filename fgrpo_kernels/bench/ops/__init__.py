@@ -11,6 +11,11 @@ OPS = (
     "token_logprobs",
     "grpo_loss",
     "linear_grpo_loss",
+    "aggregate",
+    "encode",
+    "gram",
+    "robust",
+    "downlink",
     "device_codec",
 )
 
