@@ -59,6 +59,6 @@ CANDIDATES: dict[Kind, dict[str, Choice]] = {
         Choice(32, 1, _LAST, programs=1),
         Choice(16, 2, _LAST, programs=1),
         Choice(16, 1, _LAST, programs=1),
-        Choice(16, 1, _LAST, programs=2),
+        Choice(8, 2, _LAST, programs=2),
     ),
 }

@@ -66,6 +66,7 @@ def test_logprobs(kind, batch):
 
 
 def test_a_program_takes_several_rows():
-    """Overlapped programs are fewer than the rows, so that each writes one row's gradient while it reads the next."""
-    programs = max(choice.programs for choice in CANDIDATES["loss"].values())
-    assert (programs * multiprocessors(torch.device(DEVICE, 0 if DEVICE == "cuda" else None)) < ROWS) >= INTERPRETED
+    """Overlapped programs are fewer than the rows here, so that each writes one row's gradient while it reads the next."""
+    if INTERPRETED:
+        programs = max(choice.programs for choice in CANDIDATES["loss"].values())
+        assert programs * multiprocessors(torch.device(DEVICE)) < ROWS

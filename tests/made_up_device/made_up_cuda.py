@@ -22,7 +22,7 @@ MEMORY_BYTES = 2 << 30  # little, so that nobody asks for sizes that take the ho
 PROPERTIES = SimpleNamespace(
     name="Made-up device",
     total_memory=MEMORY_BYTES,
-    multi_processor_count=4,
+    multi_processor_count=2,
     major=9,
     minor=0,
     gcnArchName="",
@@ -72,6 +72,7 @@ def install() -> None:
     cuda.set_rng_state = lambda state, *_: None
     cuda.manual_seed = cuda.manual_seed_all = lambda *_: None
     torch.accelerator.current_accelerator = lambda **_: torch.device("cuda")
+    torch.inference_mode = lambda *_: torch.no_grad()  # tensors like these have versions, which it does without
     torch.compile = lambda function=None, **_: function if function is not None else lambda f: f
     torch.profiler.profile = LaunchProfile
     torch.Generator = Generator
@@ -83,8 +84,22 @@ def install() -> None:
     Tensor.cpu = lambda self, **_: moved(self, torch.device("cpu"), False)
     Tensor.cuda = lambda self, *_, non_blocking=False, **__: moved(self, DEVICE, non_blocking)
     Tensor.pin_memory = lambda self, *_: self
+    torch.__future__.set_swap_module_params_on_conversion(True)  # so that a moved module's tied weights stay tied
     run_kernels_of_triton()
     first_operation_without_dtensor()
+
+
+def prepare_fgrpo() -> None:
+    """Have tensors of the host take the PyTorch path, as beside a real device, and benchmarks small sizes."""
+    from fgrpo_kernels import dispatch
+    from fgrpo_kernels.bench import limits, shapes
+    from fgrpo_kernels.bench.ops import device_codec
+
+    dispatch.DEVICES.discard("cpu")
+
+    device_codec.CHECKED = 1 << 10
+    limits.COPIED["gpu"], limits.SIDE["gpu"] = 1 << 16, 64
+    shapes.MODELS["qwen3-8b"] = shapes.Head(32, 600)
 
 
 class LaunchProfile:
@@ -103,7 +118,10 @@ class LaunchProfile:
     def key_averages(self) -> list[SimpleNamespace]:
         cuda = torch.autograd.DeviceType.CUDA
         launched = self._after - self._before
-        return [SimpleNamespace(key=k, name=k, count=n, device_type=cuda) for k, n in launched.items()]
+        return [
+            SimpleNamespace(key=name, name=name, count=count, device_type=cuda, self_device_time_total=0.0)
+            for name, count in launched.items()
+        ]
 
     def events(self) -> list[SimpleNamespace]:
         return [event for event in self.key_averages() for _ in range(event.count)]
@@ -173,17 +191,21 @@ def moving(to: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(to)
     def move(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        device = kwargs.pop("device", None)
-        if args and isinstance(args[0], torch.device | str | int):
-            device, *args = args
-        elif args and isinstance(args[0], Tensor):
-            device, args = args[0].device, (args[0].dtype, *args[1:])
-        if device is None or torch.device(device).type not in ("cuda", "cpu"):
-            return to(self, *args, **kwargs) if device is None else to(self, device, *args, **kwargs)
-        args = [x for x in args if x is not None]
-        moved_there = moved(self, torch.device(device), bool(kwargs.get("non_blocking", False)))
-        wanted = {name: x for name, x in kwargs.items() if name != "non_blocking"}
-        return to(moved_there, *args, **wanted) if args or wanted else moved_there
+        names = ("device", "dtype", "non_blocking", "copy")
+        if args and isinstance(args[0], Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        elif args and isinstance(args[0], torch.dtype):
+            args = (None, *args)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        device = given.pop("device", None)
+        if device is not None and torch.device(device).type in ("cuda", "cpu"):
+            there = moved(self, torch.device(device), given.get("non_blocking", False))
+            given["copy"] = given.get("copy", False) and there is self
+            self = there
+        elif device is not None:
+            given["device"] = device
+        given = {name: x for name, x in given.items() if x not in (None, False)}
+        return to(self, **given) if given.keys() - {"non_blocking"} else self
 
     return move
 

@@ -7,7 +7,6 @@ real one. PyTorch's C++ takes them for CPU tensors, so autograd runs as ever.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import Counter
 from typing import Any
 
@@ -46,15 +45,13 @@ class Watch:
         if self.on_wait == "warn":
             warnings.warn(f"called a synchronizing CUDA operation: {operation}", stacklevel=2)
 
-    def hold(self, tensor: MadeUpTensor) -> None:
-        storage = tensor.on_host.untyped_storage()
-        self._holders[storage.data_ptr()] += 1
-        if self._holders[storage.data_ptr()] == 1:
-            self.held += storage.nbytes()
+    def hold(self, address: int, size: int) -> None:
+        self._holders[address] += 1
+        if self._holders[address] == 1:
+            self.held += size
             self.peak = max(self.peak, self.held)
-        weakref.finalize(tensor, self._release, storage.data_ptr(), storage.nbytes())
 
-    def _release(self, address: int, size: int) -> None:
+    def release(self, address: int, size: int) -> None:
         self._holders[address] -= 1
         if self._holders[address] == 0:
             del self._holders[address]
@@ -64,10 +61,23 @@ class Watch:
 WATCH = Watch()
 
 
+class Hold:
+    """A tensor's claim on its memory, for as long as the tensor is there."""
+
+    def __init__(self, on_host: Tensor) -> None:
+        storage = on_host.untyped_storage()
+        self._memory = storage.data_ptr(), storage.nbytes()
+        WATCH.hold(*self._memory)
+
+    def __del__(self) -> None:
+        WATCH.release(*self._memory)
+
+
 class MadeUpTensor(Tensor):
     """A tensor of the made-up device around one on the host."""
 
     on_host: Tensor
+    _hold: Hold
     is_cuda, is_cpu = True, False
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -81,7 +91,7 @@ class MadeUpTensor(Tensor):
             dtype=on_host.dtype,
         )
         tensor.on_host = on_host
-        WATCH.hold(tensor)
+        tensor._hold = Hold(on_host)
         return tensor
 
     @property

@@ -10,3 +10,4 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 import made_up_cuda
 
 made_up_cuda.install()
+made_up_cuda.prepare_fgrpo()
