@@ -41,8 +41,8 @@ def token_weights(
         divisor: what the loss is to be divided by, such as the micro-batches of a step. Here it is free; a loss that
             is divided later has its gradient, as large as the logits, read and written once more.
 
-    The normalisers are facts about the training step, not requests: give all that you know, and each reduction uses those in
-    its row of the table. So a trainer passes the same arguments whatever its `loss_type`.
+    The normalisers are facts about the training step, not requests: give all that you know, and each reduction uses
+    those in its row of the table. So a trainer passes the same arguments whatever its `loss_type`.
 
     With data or accumulation steps in parallel, pass normalisers of the whole step; if gradients are then *averaged*
     over W workers (DDP), pass them divided by W.
