@@ -2,12 +2,12 @@
 
     python tests/kernels/predictions.py
 
-writes `predicted_times.csv` again, which `test_predictions.py` compares. Nothing of it was measured on a GPU: it is there
-to be held against a measurement. Rows: 8192 of 151,936 bfloat16 logits.
+writes `predicted_times.csv` again, which `test_predictions.py` compares. Nothing of it was measured on a GPU: it is
+there to be held against a measurement. Rows: 8192 of 151,936 bfloat16 logits.
 
-The model: a program moves at most its bytes in flight per latency, and nothing while a row begins and ends; the programs
-of a multiprocessor share its part of the memory's bandwidth; a pass takes at least what its instructions take; and
-what does not fill the last wave of programs takes a row's own time.
+The model: a program moves at most its bytes in flight per latency, and nothing while a row begins and ends; the
+programs of a multiprocessor share its part of the memory's bandwidth; a pass takes at least what its instructions take;
+and what does not fill the last wave of programs takes a row's own time.
 """
 
 from __future__ import annotations

@@ -59,14 +59,13 @@ def test_a_round_that_encodes_on_the_device(policy):
     from fgrpo.client.round import client_round
     from fgrpo.stopwatch import Stopwatch
     from fgrpo.wire.parameters import flatten
+    from fgrpo.wire.payload import unpack
     from fgrpo_kernels import codec
 
     config, start_P = configuration(), flatten(policy.model)
     residual_P = torch.zeros_like(start_P)
     reply = client_round(make_clients(config)[0], policy, start_P, residual_P, 1, config, Stopwatch())
-    from fgrpo.wire.payload import unpack
-
-    encoded, _ = unpack(reply.payload)
+    _, encoded = unpack(reply.payload)
     moved_P = flatten(policy.model) - start_P
     torch.testing.assert_close(codec.decode(encoded) + residual_P, moved_P, rtol=1e-6, atol=1e-9)
     assert moved_P.count_nonzero() > 0
