@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo.last_deltas import LastDeltas
 from fgrpo.residuals import Residuals
 from fgrpo_kernels.codec import Encoded
 
@@ -181,11 +182,29 @@ class ClientHistory:
         baseline: exponential moving average of the client's mean reward.
         deviation: exponential moving average of its rewards' standard deviation.
         rounds: accepted replies so far.
+        gain: exponential moving average of its relative gains.
+        agreement: exponential moving average of the cosine of its delta with its own last one; None while no rule has
+            asked for it, or the client has no earlier delta.
     """
 
     baseline: float
     deviation: float
     rounds: int
+    gain: float = 0.0
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class StepHistory:
+    """What the server keeps of its own steps.
+
+    Attributes:
+        rounds: steps so far.
+        agreement: exponential moving average of the clients' mean agreement; None while nobody asked for one.
+    """
+
+    rounds: int = 0
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +260,8 @@ class RoundSummary:
         seconds: time per stage: clients, validate, aggregate, server_step.
         robust: how the deltas were combined: none, clipped_mean, trimmed_mean or median.
         delta_norms: L2 norm per accepted client's delta before clipping; empty unless `clipped_mean`.
+        step_size: factor of the server's learning rate.
+        agreement: cosine of an accepted client's delta with its own last one; empty unless a rule asks for it.
     """
 
     round: int
@@ -253,6 +274,8 @@ class RoundSummary:
     seconds: Mapping[str, float]
     robust: str = "none"
     delta_norms: Mapping[str, float] = field(default_factory=dict)
+    step_size: float = 1.0
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -265,6 +288,8 @@ class ServerState:
         optimizer: the server optimiser's own vectors, each float32 [P].
         history: personalised baselines.
         residuals: each client's error-feedback residual, float32 [P], of those that have taken part.
+        step: what is kept of the server's steps.
+        last_deltas: each client's last accepted delta, where a rule compares with it; empty where none does.
     """
 
     round: int
@@ -272,6 +297,8 @@ class ServerState:
     optimizer: Mapping[str, Tensor]
     history: Mapping[str, ClientHistory]
     residuals: Residuals
+    step: StepHistory = StepHistory()
+    last_deltas: LastDeltas = field(default_factory=LastDeltas)
 
     @staticmethod
     def initial(params_P: Tensor) -> ServerState:

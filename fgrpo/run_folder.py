@@ -3,7 +3,7 @@
 RUN/config.yaml                 the configuration
 RUN/rounds/0003/records.jsonl   what the round measured
 RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
-RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
+RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise, and while a rule compares with them)
 RUN/residuals/0003/             compression residuals of clients that round 3 heard last (while a kept state needs them)
 RUN/metrics.jsonl               the records of all rounds, one after another
 RUN/log.txt                     the tracebacks of clients that failed, if any did
@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fgrpo.errors import RunError
-from fgrpo.records import ClientHistory, Record, ServerState, from_json, to_json
+from fgrpo.last_deltas import LastDeltas
+from fgrpo.records import ClientHistory, Record, ServerState, StepHistory, from_json, to_json
 from fgrpo.residuals import Residuals, StoredTensor, sync
 
 _KEPT_ROUNDS = 2
@@ -77,20 +78,24 @@ class RunFolder:
         """Write a round beside its place, flush it, and move it there in one step.
 
         Returns:
-            The state to go on from: the same, with every residual in this folder.
+            The state to go on from: the same, with every residual and last delta in this folder.
         """
         draft, final = self._rounds / f".{state.round:04d}", self._round(state.round)
         try:
             residuals = state.residuals.within(self._residuals, state.round)
+            arrived = [client for client in payloads if client in state.last_deltas]
+            deltas = state.last_deltas.updated({client: self._payload(state.round, client) for client in arrived})
             shutil.rmtree(draft, ignore_errors=True)
             (draft / "payloads").mkdir(parents=True)
             _write(draft / "records.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records).encode())
             for client, payload in payloads.items():
-                _write(draft / "payloads" / f"{client}.safetensors", payload)
+                _write(draft / "payloads" / self._payload(state.round, client).name, payload)
             described = {
                 "round": state.round,
                 "history": {client: asdict(past) for client, past in state.history.items()},
                 "residuals": residuals.rounds(),
+                "step": asdict(state.step),
+                "last_deltas": {client: int(file.parent.parent.name) for client, file in deltas.files().items()},
             }
             _write(draft / "state.json", json.dumps(described, indent=1).encode())
             save_file(_tensors(state), draft / "state.safetensors")
@@ -107,7 +112,7 @@ class RunFolder:
                 f"the rounds before it are whole, continue with `fgrpo resume {self.path}`"
             ) from None
         self._prune(state.round)
-        return replace(state, residuals=residuals)
+        return replace(state, residuals=residuals, last_deltas=deltas)
 
     def load(self, round_number: int | None = None) -> ServerState:
         """Read the state after a round, by default the last whole one."""
@@ -123,7 +128,8 @@ class RunFolder:
                 optimizer = {name: tensors.get_tensor(key) for name, key in _under("optimizer.", tensors.keys())}
                 within_state = dict(_under("residual.", tensors.keys()))
             residuals = Residuals.found(self._residuals, described.get("residuals", {}))
-            for file in residuals.files():
+            deltas = {c: self._payload(at, c) for c, at in described.get("last_deltas", {}).items()}
+            for file in (*residuals.files(), *deltas.values()):
                 file.stat()
         except (OSError, ValueError, SafetensorError) as error:
             raise RunError(f"{self.path}: the state of round {number} cannot be read: {error}") from None
@@ -135,6 +141,8 @@ class RunFolder:
             optimizer=optimizer,
             history={client: ClientHistory(**past) for client, past in described["history"].items()},
             residuals=residuals.updated(stored),
+            step=StepHistory(**described.get("step", {})),
+            last_deltas=LastDeltas(deltas),
         )
 
     def reopen(self, config_yaml: str) -> None:
@@ -159,6 +167,9 @@ class RunFolder:
     def _round(self, number: int) -> Path:
         return self._rounds / f"{number:04d}"
 
+    def _payload(self, number: int, client: str) -> Path:
+        return self._round(number) / "payloads" / f"{client}.safetensors"
+
     @contextmanager
     def log(self) -> Iterator[None]:
         """Have what goes wrong at clients written to `RUN/log.txt`, which exists only once something does."""
@@ -175,18 +186,23 @@ class RunFolder:
     def _prune(self, newest: int) -> None:
         """Drop the large files of rounds that nobody resumes from."""
         needed: set[Path] = set()
+        old = [number for number in self.rounds() if number <= newest - _KEPT_ROUNDS]
         for number in self.rounds():
-            if number <= newest - _KEPT_ROUNDS:
+            if number in old:
                 for name in ("state.json", "state.safetensors"):
                     (self._round(number) / name).unlink(missing_ok=True)
-                shutil.rmtree(self._round(number) / "payloads", ignore_errors=True)
             else:
                 described = json.loads((self._round(number) / "state.json").read_text())
                 needed |= Residuals.found(self._residuals, described.get("residuals", {})).files()
-        for path in set(self._residuals.glob("*/*")) - needed:
+                needed |= {self._payload(at, client) for client, at in described.get("last_deltas", {}).items()}
+        payloads = [self._round(number) / "payloads" for number in old]
+        for path in {
+            *self._residuals.glob("*/*"),
+            *(file for folder in payloads for file in folder.glob("*")),
+        } - needed:
             path.unlink()
-        for folder in self._residuals.glob("*"):
-            if not any(folder.iterdir()):
+        for folder in (*self._residuals.glob("*"), *payloads):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
