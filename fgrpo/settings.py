@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fgrpo import yaml_text
-from fgrpo.config import Config, TaskConfig
+from fgrpo.config import Config, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
@@ -120,6 +120,7 @@ def check(config: Config) -> None:
         )
     if config.quantization and config.gguf_file:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
+    _check_budget(config.rollout)
     if config.engine.stacked and config.lora is None:
         raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
     if config.engine.stacked and config.engine.workers:
@@ -134,6 +135,19 @@ def check(config: Config) -> None:
             if any(getattr(task, name) is None for task in tasks):
                 raise ConfigError(f"{key}: {name} is null, expected a name")
     _check_robust(config, clients_per_round(config))
+
+
+def _check_budget(rollout: RolloutConfig) -> None:
+    """Raise ConfigError for a budget that nothing would read, or that is too small from the start."""
+    if rollout.max_groups is None:
+        return
+    if rollout.informative_groups is None:
+        raise ConfigError("rollout.max_groups: only rollout.informative_groups reads it, and that is null")
+    if rollout.max_groups < rollout.informative_groups:
+        raise ConfigError(
+            f"rollout.max_groups: got {rollout.max_groups}, expected at least rollout.informative_groups, "
+            f"{rollout.informative_groups}"
+        )
 
 
 def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
@@ -179,6 +193,7 @@ _RANGES = [
     ("rollout.group_size", *_at_least(2)),
     ("rollout.max_new_tokens", *_at_least(1)),
     ("rollout.temperature", *_above_0()),
+    ("rollout.informative_groups", *_at_least(1)),
     ("train.local_steps", *_at_least(1)),
     ("train.updates_per_rollout", *_at_least(1)),
     ("train.minibatches", *_at_least(1)),

@@ -28,7 +28,7 @@ class RolloutConfig:
     """How completions are sampled.
 
     Args:
-        prompts_per_step: different prompts in a rollout batch.
+        prompts_per_step: different prompts in a rollout batch; with `informative_groups`, at most in one draw.
         group_size: completions per prompt; advantages are relative within this group.
         max_new_tokens: length limit of a completion, in tokens.
         temperature: sampling temperature; the loss uses the same.
@@ -36,6 +36,9 @@ class RolloutConfig:
             system message of its own keeps that one.
         sampler: what draws completions: `transformers` is a decoding loop over the model itself, on any device; `vllm`
             an engine of its own beside it, on the same GPU.
+        informative_groups: draw prompts for a rollout batch until this many groups carry signal, that is unequal
+            rewards, and train on these alone (DAPO's dynamic sampling). See `docs/client.md`.
+        max_groups: groups drawn for a rollout batch at most; null is four times `informative_groups`.
     """
 
     prompts_per_step: int = 16
@@ -44,6 +47,8 @@ class RolloutConfig:
     temperature: float = 1.0
     system_prompt: str | None = None
     sampler: Literal["transformers", "vllm"] = "transformers"
+    informative_groups: int | None = None
+    max_groups: int | None = None
 
 
 @dataclass(frozen=True)
