@@ -204,6 +204,7 @@ _RANGES = [
     ("train.clip_low", *_above_0()),
     ("train.clip_high", *_above_0()),
     ("train.beta", *_at_least(0)),
+    ("train.proximal", *_at_least(0)),
     ("codec.block", lambda block: block in (32, 64, 128, 256, 512, 1024), "a power of two from 32 to 1024"),
     ("aggregation.tau", *_above_0()),
     ("aggregation.clip", *_above_0()),

@@ -11,6 +11,7 @@ from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.masters import Masters
 from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
+from fgrpo.client.proximal import add_proximal
 from fgrpo.client.rollout_batches import roll_out
 from fgrpo.client.tally import Tally
 from fgrpo.config import Config
@@ -40,6 +41,7 @@ def train_locally(
             for batches in parts * train.updates_per_rollout:
                 metrics = backward(policy, batches, config)
                 masters.take_gradients()
+                add_proximal(masters.parameters, masters.start, train.proximal)
                 if train.max_grad_norm > 0:
                     norm = torch.nn.utils.clip_grad_norm_(masters.parameters, train.max_grad_norm)
                     tally.add_metrics({"grad_norm": norm})

@@ -18,6 +18,7 @@ from fgrpo.client.local_training import cut, loss_options, step_metrics, with_re
 from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
+from fgrpo.client.proximal import add_proximal
 from fgrpo.client.rollout_batches import roll_out
 from fgrpo.client.rollouts import join
 from fgrpo.client.stacked_lora import Stack, stacked
@@ -164,6 +165,7 @@ def _update(
     metrics = {}
     for place, own in losses.items():
         metrics[place] = step_metrics(own, [batch.own[place] for batch in batches if place in batch.own])
+        add_proximal(stack.parameters[place], stack.start, config.train.proximal)
         if config.train.max_grad_norm > 0:
             norm = torch.nn.utils.clip_grad_norm_(stack.parameters[place], config.train.max_grad_norm)
             metrics[place]["grad_norm"] = norm

@@ -15,12 +15,15 @@ class LoraConfig:
         alpha: scale of the adapters; the update is multiplied by alpha / rank.
         dropout: dropout on the adapters' input.
         target_modules: module names to adapt, or `all-linear`.
+        train: `both` matrices, or only `b` (FFA-LoRA): the mean of clients' updates is then exact, and half as much is
+            sent. See `docs/client.md`.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    train: Literal["both", "b"] = "both"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class TrainConfig:
         baseline: subtract the group's mean, or the mean of the other completions (RLOO).
         beta: weight of the KL penalty towards the starting model.
         entropy_coef: weight of the entropy bonus.
+        proximal: FedProx: adds `proximal / 2 * |w - w_global|^2` to a client's loss. See `docs/client.md`.
         model_dropout: train with the dropout that the model's own configuration asks for, which rollouts do without, so
             that ratios move off 1 before the policy does; dropout of the adapters is `lora.dropout`.
     """
@@ -91,4 +95,5 @@ class TrainConfig:
     baseline: Literal["mean", "leave_one_out"] = "mean"
     beta: float = 0.0
     entropy_coef: float = 0.0
+    proximal: float = 0.0
     model_dropout: bool = False

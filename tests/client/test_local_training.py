@@ -150,6 +150,7 @@ def test_every_objective_trains(small_config, change):
         {"max_grad_norm": 0.01, "weight_decay": 0.1},
         {"clip_low": 0.01, "clip_high": 0.01},
         {"minibatches": 4},
+        {"proximal": 10.0},
     ],
     ids=lambda change: next(iter(change)),
 )

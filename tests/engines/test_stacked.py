@@ -100,10 +100,18 @@ def assert_alike(found, expected):
         pytest.param({}, {}, id="default"),
         pytest.param(
             {},
-            {"beta": 0.1, "weight_decay": 0.1, "max_tokens": 20, "max_grad_norm": 0.05, "level": "sequence"},
+            {
+                "beta": 0.1,
+                "weight_decay": 0.1,
+                "max_tokens": 20,
+                "max_grad_norm": 0.05,
+                "level": "sequence",
+                "proximal": 3.0,
+            },
             id="all-options",
         ),
         pytest.param({"rollout": SELECTIVE}, {"local_steps": 1}, id="informative-groups"),
+        pytest.param({"lora": LoraConfig(rank=4, train="b")}, {"local_steps": 1}, id="only-b"),
         pytest.param({"quantization": "nf4"}, {"local_steps": 1}, id="four-bits"),
     ],
 )
