@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fgrpo import yaml_text
-from fgrpo.config import Config, RolloutConfig, TaskConfig
+from fgrpo.config import Config, FaultConfig, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
@@ -130,7 +130,12 @@ def check(config: Config) -> None:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
+        _check_fault(name, client.fault)
+    if config.partition is not None and config.partition.task.diagnostic is not None:
+        raise ConfigError("partition.task.diagnostic: it is for a task of one client; list the clients under clients")
     for key, tasks in _tasks(config):
+        if any(task.diagnostic is not None and not 0 <= task.diagnostic.p <= 1 for task in tasks):
+            raise ConfigError(f"{key}: diagnostic.p must be from 0 to 1")
         for name in ("prompt_column", "split"):  # YAML's null passes for text
             if any(getattr(task, name) is None for task in tasks):
                 raise ConfigError(f"{key}: {name} is null, expected a name")
@@ -148,6 +153,17 @@ def _check_budget(rollout: RolloutConfig) -> None:
             f"rollout.max_groups: got {rollout.max_groups}, expected at least rollout.informative_groups, "
             f"{rollout.informative_groups}"
         )
+
+
+def _check_fault(name: str, fault: FaultConfig | None) -> None:
+    """Raise ConfigError for a fault that is none, or that no number can be computed with."""
+    if fault is None:
+        return
+    if fault.inflate_reward is None and fault.noise is None:
+        raise ConfigError(f"clients.{name}.fault: set inflate_reward, noise or both")
+    for key, value in (("inflate_reward", fault.inflate_reward), ("noise", fault.noise)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"clients.{name}.fault.{key}: got {value}, expected more than 0, and finite")
 
 
 def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
