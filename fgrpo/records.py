@@ -111,8 +111,8 @@ class Report:
     """What a client tells about its local training; aggregation rules see nothing else.
 
     Attributes:
-        sequences: completions trained on: those that have a reward.
-        tokens: completion tokens trained on.
+        sequences: completions that have a reward, whether their groups taught something or not.
+        tokens: their completion tokens.
         reward_mean, reward_std: over all these sequences of the round, in the client's own reward scale.
         completion_length: mean number of completion tokens.
         degenerate: fraction of prompt groups whose rewards were all equal, and which taught nothing.
@@ -123,6 +123,7 @@ class Report:
         reward_failures: how often a reward function failed for a completion.
         reward_failure: the first such failure in one line, or an empty text.
         informative: completions in prompt groups whose rewards were not all equal: those that taught something.
+        groups: prompt groups drawn.
     """
 
     client: str
@@ -140,6 +141,7 @@ class Report:
     reward_failures: int = 0
     reward_failure: str = ""
     informative: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fgrpo import yaml_text
-from fgrpo.config import Config, TaskConfig
+from fgrpo.config import Config, FaultConfig, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
@@ -120,6 +120,7 @@ def check(config: Config) -> None:
         )
     if config.quantization and config.gguf_file:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
+    _check_budget(config.rollout)
     if config.engine.stacked and config.lora is None:
         raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
     if config.engine.stacked and config.engine.workers:
@@ -129,11 +130,40 @@ def check(config: Config) -> None:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
+        _check_fault(name, client.fault)
+    if config.partition is not None and config.partition.task.diagnostic is not None:
+        raise ConfigError("partition.task.diagnostic: it is for a task of one client; list the clients under clients")
     for key, tasks in _tasks(config):
+        if any(task.diagnostic is not None and not 0 <= task.diagnostic.p <= 1 for task in tasks):
+            raise ConfigError(f"{key}: diagnostic.p must be from 0 to 1")
         for name in ("prompt_column", "split"):  # YAML's null passes for text
             if any(getattr(task, name) is None for task in tasks):
                 raise ConfigError(f"{key}: {name} is null, expected a name")
     _check_robust(config, clients_per_round(config))
+
+
+def _check_budget(rollout: RolloutConfig) -> None:
+    """Raise ConfigError for a budget that nothing would read, or that is too small from the start."""
+    if rollout.max_groups is None:
+        return
+    if rollout.informative_groups is None:
+        raise ConfigError("rollout.max_groups: only rollout.informative_groups reads it, and that is null")
+    if rollout.max_groups < rollout.informative_groups:
+        raise ConfigError(
+            f"rollout.max_groups: got {rollout.max_groups}, expected at least rollout.informative_groups, "
+            f"{rollout.informative_groups}"
+        )
+
+
+def _check_fault(name: str, fault: FaultConfig | None) -> None:
+    """Raise ConfigError for a fault that is none, or that no number can be computed with."""
+    if fault is None:
+        return
+    if fault.inflate_reward is None and fault.noise is None:
+        raise ConfigError(f"clients.{name}.fault: set inflate_reward, noise or both")
+    for key, value in (("inflate_reward", fault.inflate_reward), ("noise", fault.noise)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"clients.{name}.fault.{key}: got {value}, expected more than 0, and finite")
 
 
 def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
@@ -179,6 +209,7 @@ _RANGES = [
     ("rollout.group_size", *_at_least(2)),
     ("rollout.max_new_tokens", *_at_least(1)),
     ("rollout.temperature", *_above_0()),
+    ("rollout.informative_groups", *_at_least(1)),
     ("train.local_steps", *_at_least(1)),
     ("train.updates_per_rollout", *_at_least(1)),
     ("train.minibatches", *_at_least(1)),
@@ -189,6 +220,7 @@ _RANGES = [
     ("train.clip_low", *_above_0()),
     ("train.clip_high", *_above_0()),
     ("train.beta", *_at_least(0)),
+    ("train.proximal", *_at_least(0)),
     ("codec.block", lambda block: block in (32, 64, 128, 256, 512, 1024), "a power of two from 32 to 1024"),
     ("aggregation.tau", *_above_0()),
     ("aggregation.clip", *_above_0()),

@@ -102,7 +102,10 @@ def switch_off_dropout(model: Any) -> None:
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
-    """Wrap a model with peft's LoRA; the adapters' first values depend only on the seed."""
+    """Wrap a model with peft's LoRA; the adapters' first values depend only on the seed.
+
+    With `lora.train: b` the first matrices stay at them, on all clients and for the whole run.
+    """
     import peft
 
     config = peft.LoraConfig(
@@ -114,9 +117,14 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
     )
     with seeded(torch.device("cpu"), seed):
         try:
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
         except ValueError as error:
             raise ConfigError(f"lora: {str(error).splitlines()[0]}") from None
+    if lora.train == "b":
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name or ".lora_embedding_A." in name:
+                parameter.requires_grad_(False)
+    return adapted
 
 
 def is_adapted(model: nn.Module) -> bool:

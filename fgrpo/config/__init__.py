@@ -3,7 +3,7 @@
 A field's docstring is its help text. Nothing here builds or loads anything.
 """
 
-from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.data import ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, RewardsConfig, TaskConfig
 from fgrpo.config.run import Config, EngineConfig, EvaluationConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
@@ -13,8 +13,10 @@ __all__ = [
     "ClientConfig",
     "CodecConfig",
     "Config",
+    "DiagnosticConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "FaultConfig",
     "LoraConfig",
     "ParticipationConfig",
     "PartitionConfig",

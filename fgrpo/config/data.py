@@ -7,6 +7,20 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
+class DiagnosticConfig:
+    """For studies only: a verdict in place of a task's own. See `docs/test_bed.md`.
+
+    Args:
+        reward: `coin` is 1 with probability `p` whatever the completion, `saturated` always 1, `hopeless` always 0,
+            `negated` 1 minus the task's own reward, so that wrong answers are preferred.
+        p: coin: probability of a reward of 1.
+    """
+
+    reward: Literal["coin", "saturated", "hopeless", "negated"]
+    p: float = 0.5
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Prompts with a verifiable reward: a reasoning-gym task, or a Hugging Face dataset.
 
@@ -22,6 +36,7 @@ class TaskConfig:
             that takes `(completion, answer)` or TRL's keywords; a list of several, or a weight for each by name; null
             means the task's own verifier (reasoning-gym) or `exact_match`. See `docs/rewards.md`.
         weight: share of this task in its client's mixture.
+        diagnostic: for studies only: a verdict that teaches nothing, or the opposite, in place of the reward.
     """
 
     reasoning_gym: str | None = None
@@ -33,6 +48,20 @@ class TaskConfig:
     answer_column: str | None = "answer"
     reward: str | list[str] | dict[str, float] | None = None
     weight: float = 1.0
+    diagnostic: DiagnosticConfig | None = None
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """For studies only: how a client misbehaves. See `docs/test_bed.md`.
+
+    Args:
+        inflate_reward: the mean reward that it reports is multiplied by this once more every round.
+        noise: it sends normal noise of this standard deviation per parameter in place of what it learned.
+    """
+
+    inflate_reward: float | None = None
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +71,12 @@ class ClientConfig:
     Args:
         tasks: the client's tasks; prompts are drawn in proportion to their weights.
         reward_scale: factor on every reward of this client.
+        fault: for studies only: how it misbehaves.
     """
 
     tasks: list[TaskConfig]
     reward_scale: float = 1.0
+    fault: FaultConfig | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class TensorBoardWriter:
     """An observer that writes scalars to `RUN/tensorboard/`; the step is the round.
 
     Per client, as `<what>/<client>`: `reward`, `reward_std`, `completion_length`, `degenerate`, `informative`,
-    `weight`, `gain`, `accuracy`, `score`, and what the loss measured (`loss`, `entropy`, ...). Per round:
+    `groups`, `weight`, `gain`, `accuracy`, `score`, and what the loss measured (`loss`, `entropy`, ...). Per round:
     `bytes/uplink`, `bytes/float32`, `server/update_norm`, `server/quarantined`, and `time/<stage>` in seconds, where
     stages of clients are added up over clients.
 
@@ -58,6 +58,7 @@ class TensorBoardWriter:
             "completion_length": report.completion_length,
             "degenerate": report.degenerate,
             "informative": report.informative,
+            "groups": report.groups,
             **report.metrics,
         }
         for name, value in values.items():

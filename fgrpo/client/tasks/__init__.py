@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fgrpo.client.tasks.base import Curriculum, Task
 from fgrpo.client.tasks.dataset import DatasetTask
+from fgrpo.client.tasks.diagnostic import diagnosed
 from fgrpo.client.tasks.reasoning_gym import ReasoningGymTask
 from fgrpo.client.tasks.rewards import make_rewards
 from fgrpo.client.tasks.scoring import WeightedReward
@@ -26,12 +27,15 @@ def make_task(config: TaskConfig, seed: int, read: Callable[[TaskConfig], Table]
     if (config.reasoning_gym is None) == (config.dataset is None):
         raise ConfigError("a task names either reasoning_gym: <task name> or dataset: <hub id or file>, exactly one")
     if config.reasoning_gym is not None:
-        return ReasoningGymTask(config.reasoning_gym, config.params, seed, config.reward)
+        task = ReasoningGymTask(config.reasoning_gym, config.params, seed, config.reward)
+        task.rewards = diagnosed(task.rewards, config.diagnostic, seed)
+        return task
     assert config.dataset is not None
     if config.params:
         raise ConfigError(f"dataset '{config.dataset}': params are for reasoning-gym tasks only, got {config.params}")
     table = read(config)
-    return DatasetTask(config.dataset, table, seed, dataset_rewards(config, table))
+    rewards = diagnosed(dataset_rewards(config, table), config.diagnostic, seed)
+    return DatasetTask(config.dataset, table, seed, rewards)
 
 
 def dataset_rewards(config: TaskConfig, table: Table) -> tuple[WeightedReward, ...]:
