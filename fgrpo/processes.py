@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing import connection as connections
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 _PATIENCE = 10  # seconds
 
 
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Start a process that Ctrl-C in the terminal does not reach, from its first moment on."""
+def forking_context(modules: Sequence[str]) -> Any:
+    """Return the way to start such processes: forked from one that has imported some modules."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # first, as it would undo the mask
+    # What is started under the mask is out of reach from its first moment on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def serve_only() -> None:

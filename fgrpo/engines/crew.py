@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection as connections
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,7 +16,7 @@ from fgrpo.config import Config
 from fgrpo.engines.shared import SharedMemory
 from fgrpo.engines.worker import Done, Job, Opened, Refused, Stage, serve
 from fgrpo.errors import RunError
-from fgrpo.processes import last_words, without_interrupts
+from fgrpo.processes import forking_context, last_words
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,8 @@ class Crew:
 
 def _context(config: Config) -> Any:
     """Return the way to start processes, its server started and told what to import."""
-    context = multiprocessing.get_context("forkserver")
     tasks = [task for client in config.clients.values() for task in client.tasks]
     modules = ["fgrpo.engines.workplace", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
     modules += ["peft"] if config.lora is not None else []
     modules += ["reasoning_gym"] if any(task.reasoning_gym for task in tasks) else []
-    context.set_forkserver_preload(modules)
-    with without_interrupts():
-        forkserver.ensure_running()
-    return context
+    return forking_context(modules)

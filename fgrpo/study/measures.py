@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from statistics import fmean, pstdev
 
+from fgrpo.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -27,12 +29,14 @@ class Curve:
         """Return the curve of the clients whose names match one of the patterns `measure`.
 
         Raises:
-            ValueError: there is no such client, or it was never measured.
+            ConfigError: there is no such client, or it was never measured.
         """
         counted = {c: a for c, a in accuracy.items() if any(fnmatchcase(c, pattern) for pattern in measure)}
         rounds = tuple(sorted({number for measured in counted.values() for number in measured}))
         if not rounds:
-            raise ValueError(f"no client called {' or '.join(measure)} was measured, only {', '.join(accuracy)}")
+            called, there = " or ".join(measure), ", ".join(accuracy)
+            raise ConfigError(f"measure: no client called {called} was evaluated, only {there}")
+
         mean = tuple(fmean(m[number] for m in counted.values() if number in m) for number in rounds)
         return Curve(rounds, mean, {c: tuple(m.get(n, math.nan) for n in rounds) for c, m in counted.items()})
 

@@ -14,7 +14,7 @@ from fgrpo.show.tables import TextTable
 from fgrpo.show.text import printable
 from fgrpo.study import tables
 from fgrpo.study.agenda import Find
-from fgrpo.study.comparison import rows, runs
+from fgrpo.study.comparison import Runs, rows, runs
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.plots import write_plots
 from fgrpo.study.spec import Study
@@ -56,41 +56,39 @@ def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapp
         (report / "table.md").write_text("\n".join([heading, *text]), encoding="utf-8")
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters["printable"] = printable  # names and reasons come from outside
+        environment.filters["inline"] = _inline
         html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
             study=study,
-            headline=_headline(study, pairs, find, failures),
+            headline=_headline(study, all_runs, find, len(failures)),
             overview=overview,
-            sections=[
-                (scenario_tables[name], [(alt, _inline(light), _inline(dark)) for alt, light, dark in pictures[name]])
-                for name in scenario_tables
-            ],
+            sections=[(table, pictures[name]) for name, table in scenario_tables.items()],
             how_to_read=tables.how_to_read(study),
             rest=[*tuning, *failed],
         )
         page.write_text(html, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
-    return Report(page, [overview, *scenario_tables.values(), *failed])
+    brief = [tables.scenario_table(study, scenario.name, all_rows, brief=True) for scenario in study.scenarios]
+    return Report(page, [overview, *brief, *failed])
 
 
-def _headline(
-    study: Study, pairs: Sequence[Pair], find: Find, failures: Mapping[Cell, str]
-) -> list[tuple[str, str, str]]:
+def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -> list[tuple[str, str, str]]:
     """Return what the study consists of, as (what, value, detail)."""
-    done = {cell for pair in pairs for cell in pair.tuning() if find(cell) is not None}
-    reported = {
+    planned = [
         cell
-        for pair in pairs
-        for value in pair.configs
-        for cell in pair.reported(value, study.seeds)
-        if find(cell) is not None
-    }
-    seconds = sum(result.seconds for cell in done | reported if (result := find(cell)) is not None)
+        for run in all_runs
+        for cell in (*run.pair.tuning(), *(run.pair.reported(run.choice.value, study.seeds) if run.choice else ()))
+    ]
+    finished = [result for cell in planned if (result := find(cell)) is not None]
+    hours = sum(result.seconds for result in finished) / 3600
+    details = [f"{hours:.1f} hours of rounds"]
+    details += [f"{len(planned) - len(finished)} missing"] if len(planned) > len(finished) else []
+    details += [f"{failed} failed"] if failed else []
     return [
         ("arms", str(len(study.arms)), f"reference: {study.reference}"),
         ("scenarios", str(len(study.scenarios)), "" if study.tune is None else f"{study.tune.key} tuned in each"),
-        ("seeds", str(len(study.seeds)), "paired" if len(study.arms) > 1 else ""),
-        ("runs", str(len(done | reported)), f"{seconds / 3600:.1f} hours, {len(failures)} failed"),
+        ("seeds", str(len(study.seeds)), "the same for every arm"),
+        ("runs", str(len(finished)), ", ".join(details)),
     ]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from fgrpo.show.plots import DARK, LIGHT, Theme
 from fgrpo.show.text import printable
 from fgrpo.study.comparison import Row, Runs
 from fgrpo.study.intervals import t_interval
+from fgrpo.study.measures import Curve
 from fgrpo.study.spec import Study, slug
 
 _WIDTH, _DPI = 4.6, 130  # inches, pixels per inch
@@ -25,11 +26,17 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _MOST_CLIENTS = 8  # weights of more are a grey blur but for the first ones
 
 
-def write_plots(
-    study: Study, runs: Sequence[Runs], rows: Sequence[Row], folder: Path
-) -> dict[str, list[tuple[str, Path, Path]]]:
-    """Write the pictures of every scenario in a light and a dark form; return (what it shows, light, dark) of each."""
-    pictures: dict[str, list[tuple[str, Path, Path]]] = {}
+class Picture(NamedTuple):
+    """A picture: what it shows, in words, and its files for light and for dark pages."""
+
+    alt: str
+    light: Path
+    dark: Path
+
+
+def write_plots(study: Study, runs: Sequence[Runs], rows: Sequence[Row], folder: Path) -> dict[str, list[Picture]]:
+    """Write the pictures that each scenario has data for, and return them by scenario."""
+    pictures: dict[str, list[Picture]] = {}
     for scenario in study.scenarios:
         group = [run for run in runs if run.pair.scenario == scenario and run.curves]
         own_rows = [row for row in rows if row.scenario == scenario.name]
@@ -44,7 +51,7 @@ def write_plots(
                     paths.append(folder / f"{slug(scenario.name)}-{name}{suffix}.png")
                     figure.savefig(paths[-1], dpi=_DPI)
             if len(paths) == 2:
-                drawn.append((f"{_ALT_TEXTS[name]}, scenario {scenario.name}", *paths))  # type: ignore[arg-type]
+                drawn.append(Picture(f"{_ALT_TEXTS[name]}, scenario {scenario.name}", *paths))
     return pictures
 
 
@@ -79,28 +86,49 @@ def _curves(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: The
         return None
     looks = _looks(study, theme)
     figure, axes = _figure("Held-out accuracy, mean over clients", 2.5, legend=len(group))
+    reference = next((run for run in group if run.pair.arm.name == study.reference), None)
+    banded = False
     for run in group:
-        rounds, mean, low, high = _band([dict(zip(c.rounds, c.mean, strict=True)) for c in run.curves.values()])
         name = run.pair.arm.name
-        axes.plot(rounds, mean, linewidth=1.6, label=_short(name, 26), **looks[name])
-        axes.fill_between(rounds, low, high, color=looks[name]["color"], alpha=0.13, linewidth=0)
+        mean = _mean_curve(run)
+        axes.plot(list(mean), list(mean.values()), linewidth=1.6, label=_short(name, 26), **looks[name])
+        if reference is not None and run is not reference and (band := _band(run, reference)):
+            rounds, low, high = zip(*band, strict=True)
+            axes.fill_between(rounds, low, high, color=looks[name]["color"], alpha=0.13, linewidth=0)
+            banded = True
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _rounds_axis(axes)
-    if any(len(run.curves) > 1 for run in group):
-        axes.set_title("bands: 95% intervals of the mean over seeds", loc="left", fontsize=8)
-    _legend(figure)
+    if banded:
+        what = f"bands: 95% intervals of the difference to {_short(study.reference, 20)}"
+        axes.set_title(what, loc="left", fontsize=8)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def _band(lines: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Return rounds, mean over lines, and the ends of its 95% interval by t, which are the mean for a single line."""
-    rounds = sorted(set().union(*lines))
-    values = [[line[n] for line in lines if n in line] for n in rounds]
-    means = [fmean(v) for v in values]
-    intervals = [t_interval(v) for v in values]
-    low = [m if i is None else i.low for m, i in zip(means, intervals, strict=True)]
-    high = [m if i is None else i.high for m, i in zip(means, intervals, strict=True)]
-    return rounds, means, low, high
+def _mean_curve(run: Runs) -> dict[int, float]:
+    """Return accuracy by round, mean over seeds."""
+    lines = [dict(zip(curve.rounds, curve.mean, strict=True)) for curve in run.curves.values()]
+    return {n: fmean(line[n] for line in lines if n in line) for n in sorted(set().union(*lines))}
+
+
+def _band(run: Runs, reference: Runs) -> list[tuple[int, float, float]]:
+    """Return (round, low, high) around an arm's mean: as wide as the interval of its difference to the reference.
+
+    Seeds differ far more from each other than arms do with the same seed, so a band of the mean would hide everything.
+    """
+    mean, found = _mean_curve(run), []
+    both = [(curve, reference.curves[seed]) for seed, curve in run.curves.items() if seed in reference.curves]
+    for number in mean:
+        pairs = [(ours, theirs) for ours, theirs in both if number in ours.rounds and number in theirs.rounds]
+        differences = [_at(ours, number) - _at(theirs, number) for ours, theirs in pairs]
+        if (interval := t_interval(differences)) is not None:
+            half = (interval.high - interval.low) / 2
+            found.append((number, mean[number] - half, mean[number] + half))
+    return found
+
+
+def _at(curve: Curve, number: int) -> float:
+    return curve.mean[curve.rounds.index(number)]
 
 
 def _differences(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: Theme) -> Figure | None:
@@ -159,9 +187,8 @@ def _weights(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: Th
         for at, (client, line) in enumerate(weights.items()):
             few = at < _MOST_CLIENTS
             colour = _COLOURS[at] if few else theme.faint
-            axes.plot(
-                list(line), list(line.values()), color=colour, linewidth=1.3, label=_short(client, 18) if few else None
-            )
+            label = _short(client, 18) if few else None
+            axes.plot(list(line), list(line.values()), color=colour, linewidth=1.3, label=label)
         axes.set_title(_short(run.pair.arm.name, 40), loc="left", fontsize=8.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
@@ -192,10 +219,6 @@ def _figure(title: str, height: float, legend: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, 0.6 + height + 0.18 * -(-legend // 2)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure, figure.subplots()
-
-
-def _legend(figure: Figure) -> None:
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
 
 
 def _rounds_axis(axes: Axes) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection as connections
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from fgrpo.errors import FgrpoError
-from fgrpo.processes import last_words, serve_only, without_interrupts
+from fgrpo.processes import forking_context, last_words, serve_only
 from fgrpo.study.agenda import Agenda, Watcher
 from fgrpo.study.plan import Cell
 
@@ -68,10 +65,7 @@ class _Pool:
     def __init__(self, play: Play, preload: Sequence[str]) -> None:
         self._play = play
         self._workers: list[_Worker] = []
-        self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
-        with without_interrupts():
-            forkserver.ensure_running()
+        self._context = forking_context(preload)
 
     def run(self, agenda: Agenda, jobs: int, watcher: Watcher) -> None:
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,11 +71,12 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
         play: or only write what is finished already.
 
     Raises:
-        FgrpoError: the study cannot be used, or nothing of it could be played.
+        FgrpoError: the study cannot be used, or nothing of it is finished.
     """
     from fgrpo.study.page import write_report  # here, as it brings matplotlib
 
-    print(f"study {study.name}: {len(study.arms)} arms x {len(study.scenarios)} scenarios x {len(study.seeds)} seeds", flush=True)
+    counts = f"{len(study.arms)} arms x {len(study.scenarios)} scenarios x {len(study.seeds)} seeds"
+    print(f"study {study.name}: {counts}", flush=True)
     planned, root = pairs(study), study.output_dir
     find = finder(root)
     agenda = Agenda(study, planned, find)
@@ -87,11 +88,10 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
 
 def _play(study: Study, agenda: Agenda, find: Find, jobs: int | None) -> None:
     left = agenda.left()
-    jobs = _cores() if jobs is None else jobs
-    jobs = min(jobs, len(left))
     if not left:
         print(f"all cells are finished in {study.output_dir}")
         return
+    jobs = min(_jobs(left) if jobs is None else jobs, len(left))
     print(f"{len(left)} cells to play in {study.output_dir}, {jobs or 1} at a time", flush=True)
     preload = [*_PRELOAD, *(["reasoning_gym"] if any(_uses_gym(cell) for cell in left) else [])]
     measure = {scenario.name: scenario.measure for scenario in study.scenarios}
@@ -120,5 +120,10 @@ def _make_folder(study: Study) -> None:
         raise RunError(f"output_dir: {root} cannot be written: {error.strerror}") from None
 
 
-def _cores() -> int:
+def _jobs(cells: Sequence[Cell]) -> int:
+    """Return how many cells to play at once: one on an accelerator, else one for each core."""
+    from fgrpo.client.model import resolve_device  # here, as it brings torch
+
+    if any(resolve_device(device).type != "cpu" for device in {cell.config.device for cell in cells}):
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -30,12 +30,8 @@ def sweep(config: Path, options: Sequence[str], baseline_names: str = "") -> Stu
     arms = []
     for combination in product(*keys.values()):
         overrides = dict(zip(keys, combination, strict=True))
-        names = (
-            [overrides[varied[0]]]
-            if len(varied) == 1
-            else [f"{key.rpartition('.')[2]} {overrides[key]}" for key in varied]
-        )
-        arms.append(Arm(", ".join(names) or "federated", overrides))
+        said = [overrides[key] if len(varied) == 1 else f"{_short(key, varied)} {overrides[key]}" for key in varied]
+        arms.append(Arm(", ".join(said) or "federated", overrides))
     wanted = [name for name in baseline_names.split(",") if name]
     fixed = {key: values[0] for key, values in keys.items() if len(values) == 1}
     arms += [Arm(name, fixed, baseline=name) for name in baselines(wanted, [arm.name for arm in arms])]
@@ -51,6 +47,12 @@ def sweep(config: Path, options: Sequence[str], baseline_names: str = "") -> Stu
     )
     check_study(study)
     return study
+
+
+def _short(key: str, others: Sequence[str]) -> str:
+    """Return a key's last part where that is enough to tell it from the others."""
+    last = key.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in others].count(last) == 1 else key
 
 
 def split(value: str) -> list[str]:

@@ -17,6 +17,8 @@ from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.spec import Study
 
+_NOT_BRIEF = (2, 4, 5, 6, 7, 9, 11)  # columns of a scenario's table
+
 
 def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
     """Return the differences to the reference arm, arms down and scenarios across."""
@@ -34,15 +36,16 @@ def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
                 line.append(_points(row.against.final.value) + _mark(row.against.final.t, 0))
         cells.append(tuple(line))
     return TextTable(
-        f"Final accuracy: {study.reference}, and points of difference to it",
+        f"Final accuracy against {study.reference}",
         ("arm", *(scenario.name for scenario in study.scenarios)),
         tuple(cells),
-        note="* the 95% interval (t, over paired seeds) leaves out 0",
+        note=f"{study.reference}: accuracy; others: points of difference; * the 95% interval (t, over paired seeds) "
+        "leaves out 0",
     )
 
 
-def scenario_table(study: Study, scenario: str, rows: Sequence[Row]) -> TextTable:
-    """Return what every arm came to in a scenario."""
+def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool = False) -> TextTable:
+    """Return what every arm came to in a scenario; `brief` fits a terminal of 80 columns."""
     cells, warnings = [], []
     for row in (row for row in rows if row.scenario == scenario):
         value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
@@ -55,9 +58,10 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row]) -> TextTabl
         *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
     )
     note = f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"
-    keep = [at for at, name in enumerate(columns) if (study.tune or at != 1) and (central or at != len(columns) - 1)]
+    left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
+    keep = [at for at in range(len(columns)) if at not in left_out]
     return TextTable(
-        f"{scenario}",
+        scenario,
         tuple(columns[at] for at in keep),
         tuple(tuple(line[at] for at in keep) for line in cells),
         note=note if warnings else "",
