@@ -1,4 +1,4 @@
-"""The command line: `fgrpo train | resume | evaluate | report | compare | inspect | keys`."""
+"""The command line: `fgrpo train | resume | evaluate | report | compare | study | sweep | inspect | keys`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fgrpo.config import Config
     from fgrpo.engines.base import Observer
     from fgrpo.run_folder import RunFolder
+    from fgrpo.study.spec import Study
 
 
 # Read by libraries when they are imported, which happens later; whoever sets one outside keeps their value.
@@ -69,6 +71,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     add("report", _report, "RUN", "write plots and an HTML page, and print the tables")
     compare = add("compare", _compare, "", "print the held-out accuracy of several runs side by side")
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    study = add("study", _study, "STUDY", "play arms x scenarios x seeds, and compare them; see docs/studies.md")
+    sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
+    sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
+    for command in (study, sweep):
+        command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core)")
+        command.add_argument("--output-dir", "--output_dir", type=Path, metavar="DIR", help="the study's folder")
+        command.add_argument("--report", action="store_true", help="play nothing, write what is finished")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
     add("keys", _keys, "", "list every key of the configuration")
     arguments, overrides = parser.parse_known_args(argv)
@@ -106,6 +115,32 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.show.terminal import print_comparison
 
     print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
+
+
+def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.study.spec import read_study
+
+    _play_study(read_study(arguments.study), arguments)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.study.sweep import sweep
+
+    _play_study(sweep(arguments.config, overrides, arguments.baselines), arguments)
+
+
+def _play_study(study: Study, arguments: argparse.Namespace) -> None:
+    from fgrpo.show.terminal import print_tables
+    from fgrpo.study.run import run_study
+
+    study = replace(study, output_dir=arguments.output_dir or study.output_dir)
+    try:
+        page, found = run_study(study, arguments.jobs, play=not arguments.report)
+    except KeyboardInterrupt:
+        print("fgrpo: interrupted; what is finished is kept, go on with the same command", file=sys.stderr)
+        raise SystemExit(130) from None
+    print_tables(found)
+    print(f"report: {page}")
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -28,7 +28,12 @@ def print_comparison(runs: Mapping[str, Iterable[Record]], console: Console | No
 
 def print_summary(records: Iterable[Record], console: Console | None = None) -> None:
     """Print the tables that a run ends with."""
-    for table in tables(RunSummary.of(records)):
+    print_tables(tables(RunSummary.of(records)), console)
+
+
+def print_tables(tables: Iterable[TextTable], console: Console | None = None) -> None:
+    """Print tables one after another."""
+    for table in tables:
         _print(table, console)
 
 
