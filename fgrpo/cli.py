@@ -78,6 +78,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core)")
         command.add_argument("--output-dir", "--output_dir", type=Path, metavar="DIR", help="the study's folder")
         command.add_argument("--report", action="store_true", help="play nothing, write what is finished")
+    add("rules", _rules, "", "list the rules by which clients are weighed, step sizes and robust merges")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
     add("keys", _keys, "", "list every key of the configuration")
     arguments, overrides = parser.parse_known_args(argv)
@@ -141,6 +142,14 @@ def _play_study(study: Study, arguments: argparse.Namespace) -> None:
         raise SystemExit(130) from None
     print_tables(found)
     print(f"report: {page}")
+
+
+def _rules(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.server.catalogue import catalogue
+    from fgrpo.show.tables import TextTable
+    from fgrpo.show.terminal import print_tables
+
+    print_tables(TextTable(key, ("value", "what it does", "source"), tuple(rows)) for key, rows in catalogue().items())
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
