@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as connections
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -177,8 +177,9 @@ def _context(config: Config) -> Any:
     tasks = [task for client in config.clients.values() for task in client.tasks]
     modules = ["fgrpo.engines.workplace", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
     modules += ["peft"] if config.lora is not None else []
-    modules += ["reasoning_gym"] if any(task.reasoning_gym for task in tasks) else []
+    modules += ["fgrpo.client.tasks.gym"] if any(task.reasoning_gym for task in tasks) else []
     context.set_forkserver_preload(modules)
+    resource_tracker.ensure_running()  # the server would start it, which lets interrupts through again
     with _without_interrupts():
         forkserver.ensure_running()
     return context
