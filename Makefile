@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SAY := sh scripts/with_progress.sh
+INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off --no-compile --constraint constraints.txt
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*.cpp)
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
@@ -10,6 +12,7 @@ export GOMP_SPINCOUNT ?= 0
 .PHONY: train train-smollm2 test fuzz gpu lint format clean
 
 train: $(READY)
+	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
 	$(BIN)/fgrpo train configs/quickstart.yaml
 
 # A real language model, 135M parameters: fetched from the package index, trained for about 25 minutes on two cores.
@@ -48,10 +51,11 @@ format: $(READY)
 
 # torch first and exactly, so that nothing else decides which. pip's own settings (PIP_EXTRA_INDEX_URL) choose its build.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/CMakeLists.txt)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@echo "The first time: setting up $(VENV). About two minutes, longer on a slow line."
+	@$(SAY) "1 of 3: a virtual environment" $(PYTHON) -m venv $(VENV)
+	@$(SAY) "2 of 3: PyTorch" $(INSTALL) torch
+	@$(SAY) "3 of 3: the other packages, and FGRPO with its C++ extension" $(INSTALL) --editable '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info fgrpo_kernels/*.so

@@ -1,4 +1,4 @@
-"""The command line: `fgrpo train | resume | evaluate | report | compare | study | sweep | inspect | keys`."""
+"""The command line; `fgrpo --help` lists its commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgrpo.errors import FgrpoError
+from fgrpo import __version__
+from fgrpo.errors import FgrpoError, Interrupted
 
 if TYPE_CHECKING:
     from fgrpo.config import Config
@@ -40,20 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    sys.path.append(os.getcwd())  # a reward of the user's own lies beside the configuration
     try:
         arguments.command(arguments, overrides)
     except FgrpoError as error:
         print(f"fgrpo: error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(f"fgrpo: interrupted; whole rounds are kept, go on with: fgrpo resume {stop.run}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
-        print("fgrpo: interrupted; whole rounds are kept, go on with `fgrpo resume RUN`", file=sys.stderr)
+        print("fgrpo: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="fgrpo", description="Federated GRPO with adaptive aggregation.")
+    parser = argparse.ArgumentParser(
+        prog="fgrpo", description="Federated GRPO with adaptive aggregation.", epilog="A first project: fgrpo new DIR"
+    )
+    parser.add_argument("--version", action="version", version=f"fgrpo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Any, target: str, about: str, overrides: bool = False) -> argparse.ArgumentParser:
@@ -64,6 +70,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         sub.set_defaults(command=command, takes_overrides=overrides)
         return sub
 
+    add("new", _new, "DIR", "write a commented configuration with sample data and a reward function, to start from")
     add("train", _train, "CONFIG", "start a run from a YAML configuration", overrides=True)
     add("resume", _resume, "RUN", "continue a run from its last whole round", overrides=True)
     evaluate = add("evaluate", _evaluate, "TARGET", "held-out accuracy of a run or of a configuration's model", True)
@@ -80,25 +87,33 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         command.add_argument("--report", action="store_true", help="play nothing, write what is finished")
     add("rules", _rules, "", "list the rules by which clients are weighed, step sizes and robust merges")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
-    add("keys", _keys, "", "list every key of the configuration")
+    keys = add("keys", _keys, "", "list every key of the configuration, or those whose name or help has a word")
+    keys.add_argument("words", metavar="WORD", nargs="*")
     arguments, overrides = parser.parse_known_args(argv)
     return parser, arguments, overrides
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.experiment import train
+    from fgrpo.hub import hub_or_disk
     from fgrpo.settings import read_config
 
-    _finish(train(read_config(arguments.config, overrides), _observed))
+    config = read_config(arguments.config, overrides)
+    _say_loading(f"model {config.model}")
+    with hub_or_disk(config):  # before what takes seconds to import
+        from fgrpo.experiment import train
+
+        _finish(train(config, _observed))
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _say_loading(arguments.run)
     from fgrpo.experiment import resume
 
     _finish(resume(arguments.run, overrides, _observed))
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _say_loading(arguments.target)
     from fgrpo.experiment import evaluate
     from fgrpo.show.terminal import print_evaluations
 
@@ -165,9 +180,19 @@ def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _keys(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.settings import config_parser
+    from fgrpo.keys import print_keys
 
-    config_parser().print_help()
+    print_keys(arguments.words)
+
+
+def _new(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.new import write_project
+
+    print(write_project(arguments.dir))
+
+
+def _say_loading(what: object) -> None:
+    print(f"loading {what} ...", flush=True)
 
 
 def _finish(folder: RunFolder) -> None:
@@ -184,6 +209,7 @@ def _finish(folder: RunFolder) -> None:
 
 @contextmanager
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
+    from fgrpo.changes import in_words
     from fgrpo.participation import participants
     from fgrpo.show.progress import Observers, Progress
     from fgrpo.show.tensorboard import TensorBoardWriter
@@ -191,6 +217,9 @@ def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iter
 
     print(f"engine: {engine(config.engine)}")
     done = max(folder.rounds(), default=0)
+    for from_round, changes in folder.changes():
+        if from_round == done + 1:
+            print(f"from round {from_round} on: {in_words(changes)}")
     asked = len(participants(clients, config, done + 1))
     with Progress(config.rounds, clients, asked=asked, done=done) as progress, TensorBoardWriter(folder) as curves:
         yield Observers([progress, curves])

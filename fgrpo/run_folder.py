@@ -1,6 +1,7 @@
 """A run on disk. A round is there whole or not at all, so a killed run goes on from its last whole round.
 
-RUN/config.yaml                 the configuration
+RUN/config.yaml                 the configuration, with paths from here
+RUN/changes.jsonl               what `fgrpo resume` changed of it, and from which round on, if it did
 RUN/rounds/0003/records.jsonl   what the round measured
 RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
 RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise, and while a rule compares with them)
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,30 +42,40 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
+        self._changes_file = self.path / "changes.jsonl"
         self._rounds = self.path / "rounds"
         self._residuals = self.path / "residuals"
 
     @staticmethod
     def create(path: str | Path, config_yaml: str) -> RunFolder:
-        """Make a new run folder; refuse one that already holds a run."""
+        """Make a new run folder, in a place that `check_free` passes."""
         folder = RunFolder(path)
+        folder.check_free()
         try:
-            if folder.config_file.exists():
-                raise RunError(
-                    f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another"
-                )
-            folder._rounds.mkdir(parents=True, exist_ok=True)
-            folder.config_file.write_text(config_yaml)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.config_file.write_text(config_yaml, encoding="utf-8")
+            folder._rounds.mkdir()
         except OSError as error:
             raise RunError(f"output_dir: {path} cannot be written: {error.strerror}") from None
         return folder
+
+    def check_free(self) -> None:
+        """Raise RunError unless a new run can have this folder: it is not there yet, or empty."""
+        if self.config_file.exists() and self._rounds.is_dir():
+            raise RunError(
+                f"output_dir: {self.path} already holds a run; continue it with `fgrpo resume {self.path}` "
+                "or name another"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"output_dir: {self.path} is there, and is no empty folder; name another")
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:
         """Open an existing run folder."""
         folder = RunFolder(path)
-        if not folder.config_file.is_file():
-            raise RunError(f"{path} is not a run folder: it has no config.yaml")
+        for entry in (folder.config_file, folder._rounds):
+            if not entry.exists():
+                raise RunError(f"{path} is not a run folder: it has no {entry.name}")
         return folder
 
     def rounds(self) -> list[int]:
@@ -145,15 +157,30 @@ class RunFolder:
             last_deltas=LastDeltas(deltas),
         )
 
-    def reopen(self, config_yaml: str) -> None:
-        """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds."""
+    def reopen(self, config_yaml: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds.
+
+        Args:
+            changes: the keys of the configuration that are new, with their values before and after.
+        """
         try:
+            if changes:
+                note = {"from_round": max(self.rounds(), default=0) + 1, "changes": changes}
+                with self._changes_file.open("a", encoding="utf-8") as notes:
+                    notes.write(json.dumps(note) + "\n")
             draft = self.config_file.with_suffix(".part")
             _write(draft, config_yaml.encode())
             os.replace(draft, self.config_file)
             self._rebuild_metrics()
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def changes(self) -> Iterator[tuple[int, dict[str, tuple[Any, Any]]]]:
+        """Read back what was changed: the round from which on, and the keys with their values before and after."""
+        if self._changes_file.is_file():
+            for line in self._changes_file.read_text(encoding="utf-8").splitlines():
+                note = json.loads(line)
+                yield note["from_round"], {key: (before, after) for key, (before, after) in note["changes"].items()}
 
     def _rebuild_metrics(self) -> None:
         self.metrics_file.write_bytes(b"".join((self._round(n) / "records.jsonl").read_bytes() for n in self.rounds()))

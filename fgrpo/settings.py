@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -16,22 +17,27 @@ from fgrpo.config import Config, FaultConfig, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
+from fgrpo.paths import found_from, seen_from
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in a YAML file with overrides such as `["--train.lr", "1e-4"]` applied.
 
+    Paths in the file are relative to it, then to the working folder; those of overrides to the working folder.
+
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
-    parser, keys = config_parser(), _read_yaml(path)
+    parser, keys = config_parser(), found_from(_read_yaml(path), Path(path).parent)
     for key, value in _options(overrides):
         _set(keys, key, value, path)
     try:
-        config = parser.instantiate(parser.parse_object(keys))
+        config = parser.instantiate(parser.parse_object(_without_nulls(keys, Config)))
     except ArgumentError as error:
         raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
+    if config.rewards.folder is None:
+        config = replace(config, rewards=replace(config.rewards, folder=str(Path(path).parent)))
     check(config)
     return config
 
@@ -92,6 +98,20 @@ def _over(old: Any, new: Any, kind: Any) -> Any:
     return new
 
 
+def _without_nulls(value: Any, kind: Any, key: str = "") -> Any:
+    """Return keys with nothing set in a section that is empty; raise ConfigError for a null that says nothing else."""
+    if isinstance(value, dict):
+        inner = {name: (yaml_text.kind_of(kind, name), f"{key}.{name}".lstrip(".")) for name in value}
+        return {name: _without_nulls(x, *inner[name]) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_without_nulls(x, yaml_text.item_of(kind), key) for x in value]
+    if value is not None or kind is Any or NoneType in get_args(kind):
+        return value
+    if yaml_text.is_section(kind) or get_origin(kind) is dict:
+        return {}
+    raise ConfigError(f"{key} is null, expected a value")
+
+
 def config_parser() -> ArgumentParser:
     """Return the parser of every key of `Config`; its help lists them."""
     parser = ArgumentParser(exit_on_error=False, prog="fgrpo train CONFIG")
@@ -99,9 +119,10 @@ def config_parser() -> ArgumentParser:
     return parser
 
 
-def to_yaml(config: Config) -> str:
-    """Return a configuration as YAML that `read_config` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+def to_yaml(config: Config, folder: Path | None = None) -> str:
+    """Return a configuration as YAML that `read_config` reads back, in this folder or, if None, in the working one."""
+    keys = asdict(config)
+    return yaml.safe_dump(keys if folder is None else seen_from(keys, folder), sort_keys=False)
 
 
 def check(config: Config) -> None:
@@ -133,12 +154,9 @@ def check(config: Config) -> None:
         _check_fault(name, client.fault)
     if config.partition is not None and config.partition.task.diagnostic is not None:
         raise ConfigError("partition.task.diagnostic: it is for a task of one client; list the clients under clients")
-    for key, tasks in _tasks(config):
+    for key, tasks in tasks_by_key(config):
         if any(task.diagnostic is not None and not 0 <= task.diagnostic.p <= 1 for task in tasks):
             raise ConfigError(f"{key}: diagnostic.p must be from 0 to 1")
-        for name in ("prompt_column", "split"):  # YAML's null passes for text
-            if any(getattr(task, name) is None for task in tasks):
-                raise ConfigError(f"{key}: {name} is null, expected a name")
     _check_robust(config, clients_per_round(config))
 
 
@@ -166,7 +184,8 @@ def _check_fault(name: str, fault: FaultConfig | None) -> None:
             raise ConfigError(f"clients.{name}.fault.{key}: got {value}, expected more than 0, and finite")
 
 
-def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
+def tasks_by_key(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
+    """Yield the tasks that a configuration names, with the key under which they are."""
     yield from ((f"clients.{name}.tasks", client.tasks) for name, client in config.clients.items())
     if config.partition is not None:
         yield "partition.task", [config.partition.task]

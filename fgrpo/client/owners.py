@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from fgrpo.client.owner import Client
@@ -61,7 +62,8 @@ class Owners(Mapping[str, Client]):
 
     def describe(self) -> list[ClientData]:
         """Return what each client has to learn from, also those that have nothing; no client is built for it."""
-        return [self._describe(name) for name in self]
+        first, *others = (self._describe(name) for name in self)
+        return [replace(first, notes=[*first.notes, *self._source.notes]), *others]
 
     def _describe(self, name: str) -> ClientData:
         stocks = self._source.stocks(name, self._held_out)

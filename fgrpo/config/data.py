@@ -81,13 +81,18 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """What becomes of a completion whose reward cannot be told. See `docs/rewards.md`.
+    """Where reward functions of your own are, and what becomes of a completion that they fail for.
+
+    See `docs/rewards.md`.
 
     Args:
+        folder: their modules are looked for in this folder, then in the working folder; null is the folder of the
+            configuration.
         on_error: a reward function that fails for a completion, or returns what is no finite number: `skip` takes the
             completion out of its group, `zero` counts 0 from that function, `raise` ends the client's round.
     """
 
+    folder: str | None = None
     on_error: Literal["skip", "zero", "raise"] = "skip"
 
 

@@ -9,6 +9,8 @@ from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
 
+PACKAGED_MODELS = ("tiny",)  # names of `model` that are folders of the package
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

@@ -160,5 +160,5 @@ def _context(config: Config) -> Any:
     tasks = [task for client in config.clients.values() for task in client.tasks]
     modules = ["fgrpo.engines.workplace", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
     modules += ["peft"] if config.lora is not None else []
-    modules += ["reasoning_gym"] if any(task.reasoning_gym for task in tasks) else []
+    modules += ["fgrpo.client.tasks.gym"] if any(task.reasoning_gym for task in tasks) else []
     return forking_context(modules)
