@@ -18,7 +18,10 @@ class TaskConfig:
         params: parameters of that task.
         dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
         subset: the dataset's configuration name, where it has several.
-        split: the dataset's split that both training and held-out prompts are drawn from.
+        split: the dataset's split that training prompts are drawn from, and held-out prompts too without a test set.
+        test_dataset: file or hub id of a test set of its own, with the same columns; it counts whole, and no client
+            trains on a prompt that is in it. null is `dataset`, if there is a `test_split`.
+        test_split: the split of the test set, for example `test` or `test[:500]`; null is `train` of a `test_dataset`.
         prompt_column: column with the prompt: text, or a list of chat messages.
         answer_column: column with the reference answer; null for rewards that need none.
         reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` of a function
@@ -32,6 +35,8 @@ class TaskConfig:
     dataset: str | None = None
     subset: str | None = None
     split: str = "train"
+    test_dataset: str | None = None
+    test_split: str | None = None
     prompt_column: str = "prompt"
     answer_column: str | None = "answer"
     reward: str | list[str] | dict[str, float] | None = None
@@ -239,19 +244,26 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy accuracy of the global model on each client's held-out prompts.
+    """Greedy accuracy of the global model on each client's held-out prompts. See `docs/evaluation.md`.
 
     Args:
-        prompts: held-out prompts per client; they never appear in any client's training.
+        prompts: held-out prompts per client, of tasks without a test set of their own; they never appear in any
+            client's training.
         every: rounds between evaluations; the model is always evaluated before the first and after the last round.
         batch_size: prompts decoded at once.
         clients: clients that hold prompts out, a seeded sample that stays the same for the whole run; null is all.
+        tasks: a test set of the run's own, beside the clients': tasks whose datasets count whole, or `prompts` of a
+            reasoning-gym task.
+        samples: completions per client that the run keeps and its report shows, with their prompts. A client whose
+            prompts are private keeps it at 0.
     """
 
     prompts: int = 64
     every: int = 0
     batch_size: int = 64
     clients: int | None = None
+    tasks: list[TaskConfig] = field(default_factory=list)
+    samples: int = 0
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ _FIXED = (
     "server.optimizer",
     "evaluation.prompts",
     "evaluation.clients",
+    "evaluation.tasks",
 )
 
 
