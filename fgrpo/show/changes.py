@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 
 from fgrpo.records import Evaluation
@@ -59,7 +60,7 @@ def trend(values: Sequence[float]) -> Change | None:
     if len(values) < _FEWEST or not all(map(math.isfinite, values)):
         return None
     third = len(values) // 3
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(values)]
     noise = math.sqrt(fmean(step * step for step in steps) / 2)
     return Change(fmean(values[:third]), fmean(values[-third:]), noise * math.sqrt(2 / third))
 

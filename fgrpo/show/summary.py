@@ -59,9 +59,11 @@ class RunSummary:
 
     def accuracy(self, client: str) -> tuple[float | None, float | None]:
         """Return the accuracy before training and at the last evaluation since, each None where there is none."""
-        measured = self.evaluations[client]
-        last = max(measured, default=0)
-        return measured[0].accuracy if 0 in measured else None, measured[last].accuracy if last else None
+        return _before_and_after(self.evaluations[client])
+
+    def test_accuracy(self) -> tuple[float | None, float | None]:
+        """Return the same on the run's own test set."""
+        return _before_and_after(self.test_set)
 
     def mean_accuracy(self) -> tuple[float, float] | None:
         """Return the means before and after, over the clients that have both; None if there is no such client."""
@@ -104,3 +106,8 @@ class RunSummary:
     def round_seconds(self) -> list[float]:
         """Return the wall-clock seconds per round, from sending the model to the server's step."""
         return [sum(summary.seconds.values()) for summary in self.rounds]
+
+
+def _before_and_after(measured: Mapping[int, Evaluation]) -> tuple[float | None, float | None]:
+    last = max(measured, default=0)
+    return measured[0].accuracy if 0 in measured else None, measured[last].accuracy if last else None

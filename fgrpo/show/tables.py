@@ -20,7 +20,7 @@ class TextTable:
 
     Attributes:
         rows: cells as they are shown; `footer` is one more row, set apart, or empty.
-        numbers_from: columns from this one on hold numbers and are set flush right.
+        numbers_from, numbers_to: columns from the one to before the other hold numbers and are set flush right.
         note: one line on how to read it.
     """
 
@@ -29,7 +29,11 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     footer: tuple[str, ...] = ()
     numbers_from: int = 1
+    numbers_to: int | None = None
     note: str = ""
+
+    def is_number(self, column: int) -> bool:
+        return column in range(len(self.columns))[self.numbers_from : self.numbers_to]
 
 
 def tables(summary: RunSummary) -> list[TextTable]:
@@ -130,6 +134,7 @@ def data_table(summary: RunSummary) -> TextTable:
         "Data: what clients have, and what they trained on in all rounds",
         columns if has_labels else columns[:-1],
         tuple(row if has_labels else row[:-1] for row in rows),
+        numbers_to=-1 if has_labels else None,
         note="; ".join(notes),
     )
 

@@ -61,7 +61,7 @@ def _print(table: TextTable, console: Console | None) -> None:
     shown = Table(box=box.SIMPLE, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
     shown.collapse_padding, shown.show_header, shown.show_footer = True, any(table.columns), bool(table.footer)
     for at, column in enumerate(table.columns):
-        is_number = at >= table.numbers_from
+        is_number = table.is_number(at)
         footer = Text(table.footer[at] if table.footer else "", style="bold")
         header = column.replace(" ", "\n") if is_number and len(table.columns) > _STACK_HEADERS_FROM else column
         shown.add_column(header, footer, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")

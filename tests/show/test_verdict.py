@@ -75,7 +75,7 @@ KINDS = {
     "diverging accuracy": (
         {"a": replace(STILL, accuracy=(0.3, 0.8, 0.2))},
         ["diverging"],
-        "80.0% → 20.0% (-60.0 ± 9.9 points) since round 6",
+        "80.0% → 20.0% (-60.0 ± 10.0 points) since round 6",
     ),
     "not finite": ({"a": replace(STILL, grad_norm=(1.0, math.inf))}, ["diverging"], "round 2, a: grad_norm"),
     "reward without accuracy": (
@@ -84,31 +84,6 @@ KINDS = {
         "a reward 0.281 → 0.718; b reward",
     ),
     "undecided": ({"a": STILL}, ["undecided"], "reward clearly up at 0 of 1 clients; 12 rounds"),
-    "starved of weight": (
-        {"a": GOOD, "b": GOOD, "c": replace(STILL, weight=0.05)},
-        ["learning", "starved"],
-        "c: its weight",
-    ),
-    "starved of rows": (
-        {"a": GOOD, "c": replace(STILL, rows=0, accuracy=())},
-        ["learning", "starved"],
-        "c: no training rows",
-    ),
-    "starved of rewards": (
-        {"a": GOOD, "c": replace(STILL, unrewarded=64)},
-        ["learning", "starved"],
-        "c: 768 of its completions",
-    ),
-    "starved by quarantine": (
-        {"a": GOOD, "c": replace(STILL, lost=9)},
-        ["learning", "starved"],
-        "c: replies quarantined in 9 of 12",
-    ),
-    "one client stalled": (
-        {"a": GOOD, "c": replace(STILL, equal=1.0)},
-        ["learning", "stalled"],
-        "rounds 9 to 12: c: 100.0%",
-    ),
     "one client games its reward": (
         {"a": GOOD, "b": GOOD, "c": replace(GOOD, accuracy=(0.3, 0.28))},
         ["learning", "reward without accuracy"],
@@ -130,6 +105,22 @@ KINDS = {
         "c 30.0% → 70.0% (+40.0 ± 11.4 points); 100.0% of its own groups",
     ),
 }
+
+
+LAGGING = {
+    "starved of weight": (replace(STILL, weight=0.05), "starved", "c: its weight is 7"),
+    "starved of rows": (replace(STILL, rows=0, accuracy=()), "starved", "c: no training rows"),
+    "starved of rewards": (replace(STILL, unrewarded=64), "starved", "c: 768 of its completions got no reward"),
+    "starved by quarantine": (replace(STILL, lost=9), "starved", "c: replies quarantined in 9 of 12 rounds"),
+    "stalled alone": (replace(STILL, equal=1.0), "stalled", "equal rewards in rounds 9 to 12: c: 100.0%"),
+}
+
+
+@pytest.mark.parametrize(("client", "kind", "words"), LAGGING.values(), ids=LAGGING)
+def test_a_client_that_lags_behind_while_the_run_learns(client, kind, words):
+    first, second = verdict(made_up({"a": GOOD, "b": GOOD, "c": client}))
+    assert (first.kind, second.kind) == ("learning", kind)
+    assert words in second.evidence
 
 
 @pytest.mark.parametrize(("clients", "kinds", "words"), KINDS.values(), ids=KINDS)
