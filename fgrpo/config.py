@@ -325,6 +325,7 @@ class Config:
         rounds: federated rounds.
         seed: seed of everything random.
         output_dir: folder of the run; null makes a new one under `runs/`.
+        report_to: who draws the curves: `tensorboard` (under the run's folder), `wandb`, `trackio`.
     """
 
     model: str = "tiny"
@@ -347,3 +348,4 @@ class Config:
     rounds: int = 10
     seed: int = 0
     output_dir: str | None = None
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])

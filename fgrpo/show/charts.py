@@ -6,12 +6,12 @@ A panel stretches to its place, so lines keep their width by `vector-effect`, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from fgrpo.show.series import Series, is_constant
-from fgrpo.show.text import percent, points, printable
+from fgrpo.show.text import named, percent, points, printable
 
 COLOURS = 8  # for what adds up, as classes of the page's style
 _WIDTH, _HEIGHT = 100.0, 40.0  # a panel's own units
@@ -80,20 +80,21 @@ def line_picture(series: Series, shown: Sequence[str], crosses: Mapping[str, Seq
         parts += [_dot("cross", place, n, low, f"round {n}: quarantined") for n in crosses.get(name, ())]
         ends = _ends([series.write(value) for _, value in sorted(values.items())])
         panels.append(Panel(name, ends, _svg(parts, f"{name}: {ends}"), series.write(low), series.write(high)))
-    return Picture(series.title, tuple(panels), note="; ".join(_notes(series, shown, drawn, rounds, crosses)))
+    notes = _notes(series, shown, drawn, rounds, any(map(crosses.get, drawn)))
+    return Picture(series.title, tuple(panels), note="; ".join(notes))
 
 
 def _notes(
-    series: Series, shown: Sequence[str], drawn: Sequence[str], rounds: Sequence[int], crosses: Mapping[str, Sequence[int]]
+    series: Series, shown: Sequence[str], drawn: Sequence[str], rounds: Sequence[int], crossed: bool
 ) -> Iterator[str]:
     yield f"rounds {rounds[0]} to {rounds[-1]}"
-    if any(crosses.get(name) for name in drawn):
+    if crossed:
         yield "crosses: quarantined"
     if len(series.values) > len(shown):
         yield f"{len(shown)} of {len(series.values)} clients"
-    flat = Series("", {name: series.values[name] for name in shown if name not in drawn and series.values.get(name)}, series.write)
-    if flat.values:
-        yield f"not drawn, as constant: {len(flat.values)} clients with{flat.in_words()}"
+    flat = {name: series.values[name] for name in shown if name not in drawn and series.values.get(name)}
+    if flat:
+        yield f"not drawn, as constant: {named(flat)} ({replace(series, values=flat).range_in_words()})"
 
 
 def bar_picture(title: str, bars: Sequence[tuple[str, float | None, float | None]]) -> Picture:

@@ -10,11 +10,10 @@ from statistics import fmean
 from fgrpo.records import Report
 from fgrpo.show.changes import Change, accuracy_change, mean_change, trend
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.text import number, percent, points
+from fgrpo.show.text import NAMED, number, percent, points
 
 STARVED = 0.2  # of an equal share
 MISSED = 0.5  # of a client's rounds, or of its completions
-_NAMED = 5  # clients that a sentence names
 
 
 class Evidence:
@@ -139,13 +138,5 @@ def span(rounds: Sequence[int]) -> str:
 def listed(parts: Iterable[str]) -> str:
     """Return the first parts in one text, and how many more there are."""
     parts = list(parts)
-    more = len(parts) - _NAMED
-    return "; ".join([*parts[:_NAMED], *([f"and {more} more"] if more > 0 else [])])
-
-
-def named(clients: Iterable[str]) -> str:
-    """Return clients' names as a sentence lists them."""
-    names = list(clients)
-    if len(names) > _NAMED:
-        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more clients"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    more = len(parts) - NAMED
+    return "; ".join([*parts[:NAMED], *([f"and {more} more"] if more > 0 else [])])

@@ -22,7 +22,11 @@ def pictures(summary: RunSummary) -> tuple[list[Picture], list[str]]:
     if panels:
         drawn.append(Picture("How training went: means over the clients of a round", tuple(panels)))
     drawn.append(_time(summary))
-    constants = [series.in_words() for series in (weight, *signs) if series.constant and series.several]
+    constants = [
+        f"{series.title.lower()} {series.range_in_words()}"
+        for series in (weight, *signs)
+        if series.constant and series.several
+    ]
     return [picture for picture in drawn if picture is not None], constants
 
 

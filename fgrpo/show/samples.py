@@ -24,7 +24,7 @@ class Compared:
 
 
 def compared_samples(summary: RunSummary) -> dict[str, list[Compared]]:
-    """Return the samples of the clients that are shown one by one, and of the run's test set; of those that have any."""
+    """Return the samples of the clients that are shown one by one, and of the run's test set, where there are any."""
     evaluations = {client: summary.evaluations[client] for client in summary.shown()}
     if summary.test_set:
         evaluations[TEST_SET] = summary.test_set

@@ -39,11 +39,11 @@ class Series:
         """Whether there was time to change: more than one round has a value."""
         return len({n for values in self.values.values() for n in values}) > 1
 
-    def in_words(self) -> str:
-        """Return what a constant series comes to."""
+    def range_in_words(self) -> str:
+        """Return the values from the smallest to the largest."""
         ends = sorted(value for values in self.values.values() for value in values.values())
         low, high = self.write(ends[0]), self.write(ends[-1])
-        return f"{self.title[:1].lower()}{self.title[1:]} {low if low == high else f'{low} to {high}'}"
+        return low if low == high else f"{low} to {high}"
 
 
 def is_constant(values: Mapping[int, float]) -> bool:
@@ -71,7 +71,7 @@ def weights(summary: RunSummary) -> Series:
 
 
 def vital_signs(summary: RunSummary) -> Iterator[Series]:
-    """Yield what tells how training fares, each as one line: means over the clients of a round, and the server's own."""
+    """Yield what tells how training fares, each as one line: means over a round's clients, and the server's own."""
     measures: dict[str, tuple[Callable[[Report], float | None], Callable[[float | None], str]]] = {
         "equal groups": (lambda report: report.degenerate, percent),
         "entropy (nats)": (lambda report: report.metrics.get("entropy"), number),

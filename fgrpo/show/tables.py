@@ -192,19 +192,5 @@ def quarantine_table(summary: RunSummary) -> TextTable:
     )
 
 
-def comparison_table(runs: Mapping[str, RunSummary]) -> TextTable:
-    """Return runs of the same clients side by side: held-out accuracy per client before and after, and wall time."""
-    clients = list(dict.fromkeys(client for summary in runs.values() for client in summary.clients))
-    rows = []
-    for name, summary in runs.items():
-        pairs = [summary.accuracy(c) if c in summary.clients else (None, None) for c in clients]
-        pairs.append(summary.mean_accuracy() or (None, None))
-        cells = [f"{percent(before)} → {percent(after)}" for before, after in pairs]
-        rows.append((name, *cells, points(*pairs[-1]), seconds(sum(summary.round_seconds()))))
-    return TextTable(
-        "Held-out accuracy before and after", ("run", *clients, "mean", "points gained", "rounds took"), tuple(rows)
-    )
-
-
 def _rounds(count: int) -> str:
     return "1 round" if count == 1 else f"{count} rounds"

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Literal
 
 from fgrpo.show.changes import mean_change
-from fgrpo.show.evidence import Evidence, arrow, listed, named, percents, span
+from fgrpo.show.evidence import Evidence, arrow, listed, percents, span
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.text import percent
+from fgrpo.show.text import named, percent
 
 Kind = Literal[
     "learning",

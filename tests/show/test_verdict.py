@@ -158,7 +158,7 @@ def test_little_is_not_enough():
 def test_many_clients_make_one_sentence():
     clients = {"a": GOOD} | {f"ward-{k}": replace(STILL, rows=0, accuracy=()) for k in range(20)}
     finding = verdict(made_up(clients))[1]
-    assert finding.says == "Starved: ward-0, ward-1, ward-2, ward-3, ward-4 and 15 more clients hardly take part."
+    assert finding.says == "Starved: ward-0, ward-1, ward-2, ward-3, ward-4 and 15 more hardly take part."
     assert finding.evidence.endswith("; and 15 more")
 
 
