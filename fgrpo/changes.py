@@ -24,6 +24,7 @@ _FIXED = (
     "server.optimizer",
     "evaluation.prompts",
     "evaluation.clients",
+    "evaluation.tasks",
 )
 _NO_MATTER = ("engine.workers",)  # results do not depend on it
 

@@ -76,8 +76,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     evaluate = add("evaluate", _evaluate, "TARGET", "held-out accuracy of a run or of a configuration's model", True)
     evaluate.add_argument("--round", type=int, help="a round of the run whose state is kept (default: the last)")
     add("report", _report, "RUN", "write plots and an HTML page, and print the tables")
-    compare = add("compare", _compare, "", "print the held-out accuracy of several runs side by side")
+    compare = add("compare", _compare, "", "print how several runs differ: their configurations, and what they came to")
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    compare.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, action="append", default=[], help="also write .csv, .json or .html"
+    )
     study = add("study", _study, "STUDY", "play arms x scenarios x seeds, and compare them; see docs/studies.md")
     sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
     sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
@@ -128,9 +131,16 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.run_folder import RunFolder
+    from fgrpo.show.comparison import Compared
+    from fgrpo.show.comparison_files import check_output, write_comparison
     from fgrpo.show.terminal import print_comparison
 
-    print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
+    for path in arguments.output:
+        check_output(path)
+    runs = [Compared.of(RunFolder.open(path)) for path in arguments.runs]
+    for path in arguments.output:
+        write_comparison(path, runs)
+    print_comparison(runs)
 
 
 def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -212,7 +222,7 @@ def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iter
     from fgrpo.changes import in_words
     from fgrpo.participation import participants
     from fgrpo.show.progress import Observers, Progress
-    from fgrpo.show.tensorboard import TensorBoardWriter
+    from fgrpo.show.sinks import curve_writer
     from fgrpo.show.text import engine
 
     print(f"engine: {engine(config.engine)}")
@@ -221,7 +231,8 @@ def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iter
         if from_round == done + 1:
             print(f"from round {from_round} on: {in_words(changes)}")
     asked = len(participants(clients, config, done + 1))
-    with Progress(config.rounds, clients, asked=asked, done=done) as progress, TensorBoardWriter(folder) as curves:
+    progress = Progress(config.rounds, clients, asked=asked, done=done)
+    with curve_writer(config, folder) as curves, progress:
         yield Observers([progress, curves])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -74,6 +75,7 @@ def play_round(
         delta_norms=combined.norms,
         step_size=step_size,
         agreement=learned.agreement,
+        ended=_now(),
     )
     return new_state, summary, accepted
 
@@ -92,7 +94,8 @@ def _lost_round(
         reasons = "; ".join(f"{client}: {reason}" for client, reason in quarantined.items())
         raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
     size, seconds, robust = 4 * engine.manifest.size, dict(stopwatch.seconds), config.aggregation.robust
-    return replace(state, round=number), RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust), []
+    summary = RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust, ended=_now())
+    return replace(state, round=number), summary, []
 
 
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
@@ -137,6 +140,10 @@ def _close_round(
     for record in records:
         observer.record(record)
     return state
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _log_failures(results: Iterable[object], number: int) -> None:

@@ -45,10 +45,11 @@ def hub_or_disk(config: Config) -> Iterator[None]:
 def _of_the_hub(config: Config) -> list[tuple[str, str, str]]:
     """Return (key, name, kind) of each model and dataset that is not on the disk under its name."""
     named = [
-        (f"{key}: dataset", task.dataset, "datasets")
+        (f"{key}: {field}", name, "datasets")
         for key, tasks in tasks_by_key(config)
         for task in tasks
-        if task.dataset is not None
+        for field, name in (("dataset", task.dataset), ("test_dataset", task.test_dataset))
+        if name is not None
     ]
     if config.model not in PACKAGED_MODELS:
         named.append(("model", config.model, "models"))

@@ -215,7 +215,7 @@ class ClientData:
 
     Attributes:
         rows: training rows; None where a task makes its examples up without end, 0 for a client that takes no part.
-        held_out: prompts held out for evaluation.
+        held_out: prompts held out for evaluation, those of a test set of its own among them.
         labels: training rows per value of the column that the data were split by; empty without one.
         files: a digest per dataset, so that a change under a run is noticed.
         notes: what a person should know, one line each.
@@ -231,14 +231,36 @@ class ClientData:
     round: int = 0
 
 
+TEST_SET = "test set"  # what the run's own test set is called where clients are named; none of theirs has a space
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """The global model on one client's held-out prompts, greedy decoding.
+class Sample:
+    """A prompt and what the global model answers, as texts for people.
 
     Attributes:
+        prompt: as it was asked, before any chat template; the messages of a chat one below the other.
+        answer: the reference answer; empty where the task has none.
+        score: the verifier's, before the client's reward scale.
+    """
+
+    prompt: str
+    answer: str
+    completion: str
+    score: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The global model on one client's held-out prompts, or on the run's own test set, greedy decoding.
+
+    Attributes:
+        client: whose prompts; `TEST_SET` for the run's.
         round: 0 is the model before training.
         accuracy: fraction of prompts with the verifier's full score.
         score: mean of the verifier's score, before the client's reward scale.
+        samples: some of the prompts with their answers, the same ones every time; none unless they are asked for.
     """
 
     client: str
@@ -246,6 +268,7 @@ class Evaluation:
     prompts: int
     accuracy: float
     score: float
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -264,6 +287,7 @@ class RoundSummary:
         delta_norms: L2 norm per accepted client's delta before clipping; empty unless `clipped_mean`.
         step_size: factor of the server's learning rate.
         agreement: cosine of an accepted client's delta with its own last one; empty unless a rule asks for it.
+        ended: when, by the server's clock, in UTC as ISO 8601; empty in runs from before this was recorded.
     """
 
     round: int
@@ -278,6 +302,7 @@ class RoundSummary:
     delta_norms: Mapping[str, float] = field(default_factory=dict)
     step_size: float = 1.0
     agreement: Mapping[str, float] = field(default_factory=dict)
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -320,5 +345,7 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(line: Mapping[str, Any]) -> Record:
     """Return the record that a line of `metrics.jsonl` holds."""
     fields = dict(line)
+    if "samples" in fields:
+        fields["samples"] = tuple(Sample(**sample) for sample in fields["samples"])
     record: Record = _TYPES[fields.pop("type")](**fields)
     return record

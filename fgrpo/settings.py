@@ -189,6 +189,7 @@ def tasks_by_key(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
     yield from ((f"clients.{name}.tasks", client.tasks) for name, client in config.clients.items())
     if config.partition is not None:
         yield "partition.task", [config.partition.task]
+    yield "evaluation.tasks", config.evaluation.tasks
 
 
 def _check_robust(config: Config, clients: int | None) -> None:
@@ -257,6 +258,7 @@ _RANGES = [
     ("evaluation.every", *_at_least(0)),
     ("evaluation.batch_size", *_at_least(1)),
     ("evaluation.clients", *_at_least(1)),
+    ("evaluation.samples", *_at_least(0)),
     ("participation.fraction", (lambda fraction: 0 < fraction <= 1), "above 0, at most 1"),
     ("participation.clients_per_round", *_at_least(1)),
     ("engine.workers", *_at_least(0)),

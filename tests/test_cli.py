@@ -97,6 +97,7 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0
+    assert capsys.readouterr().out.startswith(("Learning", "Undecided", "Stalled", "Collapsing", "Diverging", "Reward"))
     assert main(["compare", path]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
     assert len(rows) == 1

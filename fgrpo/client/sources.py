@@ -103,6 +103,10 @@ class OfPartition:
         self._config, self._task = config, partition.task
         if self._task.dataset is None:
             raise ConfigError("partition.task: only a dataset can be partitioned; set partition.task.dataset")
+        if self._task.test_dataset is not None or self._task.test_split is not None:
+            raise ConfigError(
+                "partition.task: a test set is not split; name it under evaluation.tasks, where it counts for the run"
+            )
         self._table = load_table(self._task)
         self._rewards = dataset_rewards(self._task, self._table)
         self._labels = None if partition.column is None else self._table.labels(partition.column)

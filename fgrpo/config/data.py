@@ -29,7 +29,10 @@ class TaskConfig:
         params: parameters of that task.
         dataset: hub id of a dataset, or a local `.json`, `.jsonl`, `.csv` or `.parquet` file.
         subset: the dataset's configuration name, where it has several.
-        split: the dataset's split that both training and held-out prompts are drawn from.
+        split: the dataset's split that training prompts are drawn from, and held-out prompts too without a test set.
+        test_dataset: file or hub id of a test set of its own, with the same columns; it counts whole, and no client
+            trains on a prompt that is in it. null is `dataset`, if there is a `test_split`.
+        test_split: the split of the test set, for example `test` or `test[:500]`; null is `train` of a `test_dataset`.
         prompt_column: column with the prompt: text, or a list of chat messages.
         answer_column: column with the reference answer; null for rewards that need none.
         reward: `exact_match`, `number_match`, `math_verify`, or an import path `package.module:function` of a function
@@ -44,6 +47,8 @@ class TaskConfig:
     dataset: str | None = None
     subset: str | None = None
     split: str = "train"
+    test_dataset: str | None = None
+    test_split: str | None = None
     prompt_column: str = "prompt"
     answer_column: str | None = "answer"
     reward: str | list[str] | dict[str, float] | None = None

@@ -23,6 +23,7 @@ class ReasoningGymTask:
 
     rows: Sequence[Row] | None = None
     files: Mapping[str, str] = MappingProxyType({})
+    test: Sequence[Example] | None = None
 
     def __init__(self, name: str, params: dict[str, Any], seed: int, reward: RewardSpec | None = None) -> None:
         self.name = name
