@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -12,13 +13,14 @@ import torch
 from fgrpo.config import Config
 from fgrpo.engines.base import Engine
 from fgrpo.engines.choice import open_engine
+from fgrpo.errors import RunError
 from fgrpo.federation import play
 from fgrpo.records import Record, RoundSummary
 from fgrpo.run_folder import RunFolder
-from fgrpo.settings import to_yaml
+from fgrpo.settings import read_config, to_yaml
 from fgrpo.study.baselines import Alone, Pooled, by_itself
 from fgrpo.study.plan import Cell
-from fgrpo.study.result import Result
+from fgrpo.study.result import OTHER_DEFAULT, Result
 
 
 def play_cell(cell: Cell, path: Path, keep: bool, announce: Callable[[int], None]) -> None:
@@ -35,7 +37,7 @@ def play_cell(cell: Cell, path: Path, keep: bool, announce: Callable[[int], None
     if not keep:
         for folder in folders:
             _prune(folder)
-    Result.of(records).write(path)
+    Result.of(records, cell.config).write(path)
 
 
 Run = tuple[Engine, Config, Path]
@@ -69,6 +71,7 @@ def _runs(cell: Cell, path: Path) -> Iterator[Iterator[Run]]:
 def _play(engine: Engine, config: Config, path: Path, announce: Callable[[], None]) -> RunFolder:
     folder = RunFolder(path)
     if folder.config_file.is_file():
+        _check_same(config, folder)
         folder.reopen(to_yaml(config))
     else:
         folder = RunFolder.create(path, to_yaml(config))
@@ -76,6 +79,13 @@ def _play(engine: Engine, config: Config, path: Path, announce: Callable[[], Non
     with folder.log():
         play(state, engine, config, folder, _Announcer(announce))
     return folder
+
+
+def _check_same(config: Config, folder: RunFolder) -> None:
+    """Raise RunError if a run that was broken off had another configuration."""
+    before = replace(read_config(folder.config_file), engine=config.engine)
+    if different := next((f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name)), None):
+        raise RunError(f"{folder.path} holds a run with another {different}; {OTHER_DEFAULT}")
 
 
 def _prune(folder: RunFolder) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fgrpo.config import Config
 
 if TYPE_CHECKING:
     from fgrpo.records import Record
 
 _FILE = "result.json"
+OTHER_DEFAULT = "has a default changed since? Delete it, or name another output_dir"
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,17 @@ class Result:
         weights: share of the update by client and round.
         quarantined: replies that were not used.
         seconds: wall clock of the rounds, evaluation not counted.
+        config: the configuration, so that a result is never taken for that of another; empty if it is not known.
     """
 
     accuracy: Mapping[str, Mapping[int, float]]
     weights: Mapping[str, Mapping[int, float]]
     quarantined: int
     seconds: float
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(records: Iterable[Record]) -> Result:
+    def of(records: Iterable[Record], config: Config) -> Result:
         """Add up the records of a run, or of one for each client."""
         from fgrpo.records import Evaluation, RoundSummary
 
@@ -47,7 +52,7 @@ class Result:
                     weights.setdefault(client, {})[record.round] = weight
                 quarantined += len(record.quarantined)
                 seconds += sum(record.seconds.values())
-        return Result(accuracy, weights, quarantined, seconds)
+        return Result(accuracy, weights, quarantined, seconds, asdict(config))
 
     def write(self, folder: Path) -> None:
         """Put it into a cell's folder, whole or not at all; it says that the cell is finished."""
@@ -66,4 +71,20 @@ class Result:
             name: {client: {int(n): value for n, value in rounds.items()} for client, rounds in said[name].items()}
             for name in ("accuracy", "weights")
         }
-        return Result(**by_round, quarantined=said["quarantined"], seconds=said["seconds"])
+        return Result(
+            **by_round, quarantined=said["quarantined"], seconds=said["seconds"], config=said.get("config", {})
+        )
+
+    def differs(self, config: Config) -> str | None:
+        """Return the first key whose value was another, in words; keys that are new since then do not count."""
+        return _difference(self.config, json.loads(json.dumps(asdict(config))))
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    for key in then.keys() & now.keys() - {"engine"}:
+        if isinstance(then[key], dict) and isinstance(now[key], dict):
+            if found := _difference(then[key], now[key], f"{prefix}{key}."):
+                return found
+        elif then[key] != now[key]:
+            return f"{prefix}{key} {then[key]}, expected {now[key]}"
+    return None

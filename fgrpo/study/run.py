@@ -15,7 +15,7 @@ from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, pairs
 from fgrpo.study.pool import play_all
 from fgrpo.study.progress import StudyProgress
-from fgrpo.study.result import Result
+from fgrpo.study.result import OTHER_DEFAULT, Result
 from fgrpo.study.spec import Study
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ class Player:
 
 
 def finder(root: Path) -> Find:
-    """Return a function that gives the results of finished cells, each read once."""
+    """Return a function that gives the results of finished cells, each read once.
+
+    It raises RunError for the result of another configuration: what is left to defaults is not in a folder's name.
+    """
     known: dict[Cell, Result] = {}
 
     def find(cell: Cell) -> Result | None:
@@ -57,6 +60,8 @@ def finder(root: Path) -> Find:
             result = Result.read(root / cell.folder)
             if result is None:
                 return None
+            if different := result.differs(cell.config):
+                raise RunError(f"{root / cell.folder} holds a run with {different}; {OTHER_DEFAULT}")
             known[cell] = result
         return known[cell]
 
@@ -73,8 +78,6 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
     Raises:
         FgrpoError: the study cannot be used, or nothing of it is finished.
     """
-    from fgrpo.study.page import write_report  # here, as it brings matplotlib
-
     counts = f"{len(study.arms)} arms x {len(study.scenarios)} scenarios x {len(study.seeds)} seeds"
     print(f"study {study.name}: {counts}", flush=True)
     planned, root = pairs(study), study.output_dir
@@ -83,6 +86,8 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
     if play:
         _make_folder(study)
         _play(study, agenda, find, jobs)
+    from fgrpo.study.page import write_report  # here, as it brings matplotlib, and the first line should come at once
+
     return write_report(study, planned, find, agenda.failures)
 
 

@@ -1,6 +1,7 @@
 """Studies with real runs, as small as they can be."""
 
 import csv
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fgrpo.cli import main
 from fgrpo.errors import RunError
 from fgrpo.run_folder import RunFolder
+from fgrpo.settings import to_yaml
 from fgrpo.study.cell import play_cell
 from fgrpo.study.plan import pairs
 from fgrpo.study.result import Result
@@ -81,6 +83,23 @@ def test_a_broken_off_cell_goes_on_to_the_same_result(study, tmp_path):
     assert (broken.accuracy, broken.weights) == (unbroken.accuracy, unbroken.weights)
     states = [RunFolder(tmp_path / name).load().params_P for name in ("unbroken", "broken")]
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "broken off"])
+def test_a_run_by_other_defaults_is_not_taken_for_this_one(study, tmp_path, finished):
+    small = study()
+    cell = cell_of(small, "fedavg")
+    folder = small.output_dir / cell.folder
+    other = replace(cell, config=replace(cell.config, server=replace(cell.config.server, momentum=0.5)))
+    if finished:
+        folder.mkdir(parents=True)
+        Result.of([], other.config).write(folder)
+        with pytest.raises(RunError, match=r"server\.momentum 0\.5, expected 0\.9; has a default changed since"):
+            run_study(small, jobs=0)
+    else:
+        RunFolder.create(folder, to_yaml(other.config))
+        with pytest.raises(RunError, match=r"holds a run with another server; has a default changed since"):
+            play_cell(cell, folder, False, lambda turns: None)
 
 
 def test_clients_alone_are_federations_of_one(study, tmp_path):
