@@ -71,12 +71,10 @@ def _answers(address: str) -> bool:
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE).close()
-        except urllib.error.HTTPError:
-            pass
         except (OSError, ValueError) as error:
-            if not isinstance(
-                getattr(error, "reason", error), ssl.SSLError
-            ):  # libraries bring certificates of their own
+            # A page that is not there is an answer; so is a certificate that others than the libraries do not know.
+            reason = getattr(error, "reason", None)
+            if not isinstance(error, urllib.error.HTTPError) and not isinstance(reason, ssl.SSLError):
                 return
         answered.set()
 

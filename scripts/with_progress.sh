@@ -19,7 +19,8 @@ while [ ! -e "$status" ]; do
     sleep 1
     waited=$((waited + 1))
     if [ $((waited % 4)) -eq 0 ]; then
-        printf '  %3d s  %s\n' "$waited" "$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-68)"
+        now=$(grep -v '^WARNING\|^DEPRECATION\|^ *$' "$log" | tail -n 1 | tr -d '\r' | cut -c 1-68)
+        printf '  %3d s  %s\n' "$waited" "${now:-...}"
     fi
 done
 code=$(cat "$status")
