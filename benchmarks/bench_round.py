@@ -91,9 +91,10 @@ def _numbers(text: str) -> list[int]:
 
 def compare(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
     """Play every contender in turns and write the figures; return the file."""
-    from common import cpu_header, failed, save
+    from fgrpo_kernels.bench.machine import header
+    from fgrpo_kernels.bench.results import failed, save
 
-    head = cpu_header(PACKAGES)
+    head = header(packages=PACKAGES)
     why_not = {name: _missing(name) for name in options.contenders}
     played: dict[str, list[Record]] = {name: [] for name in options.contenders}
     for number in range(options.repetitions):
@@ -113,14 +114,15 @@ def compare(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
             rival["times_ours"] = times_ours(rival, ours)
         if measured and equal_work([ours, *measured.values()]):
             ours["headline"] = headline(options.config.stem, ours, list(measured.values()))
-    return save(f"round_{options.config.stem}", head, settings=_settings(options, overrides), results=results)
+    return save(f"round_{options.config.stem}", head, results, settings=_settings(options, overrides))
 
 
 def scale(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
     """Play our loop with the configuration's clients repeated, and write what another client costs; return the file."""
-    from common import cpu_header, save
+    from fgrpo_kernels.bench.machine import header
+    from fgrpo_kernels.bench.results import save
 
-    head = cpu_header(PACKAGES)
+    head = header(packages=PACKAGES)
     # Accuracy is of no interest here, and the evaluation of many clients would take longer than their rounds.
     overrides = [*overrides, "--evaluation.prompts", "8"]
     results = []
@@ -139,7 +141,7 @@ def scale(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
         "bytes": slope(options.clients, [r["peak_bytes"] for r in results]),
     }
     settings = _settings(options, overrides)
-    return save(f"round_{options.config.stem}-clients", head, settings=settings, results=results, slopes=slopes)
+    return save(f"round_{options.config.stem}-clients", head, results, settings=settings, slopes=slopes)
 
 
 def _play(

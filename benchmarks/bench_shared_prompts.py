@@ -56,7 +56,8 @@ def main() -> int:
 
 
 def _save(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], speed: float, memory: float) -> Path:
-    from common import cpu_header, save
+    from fgrpo_kernels.bench.machine import header
+    from fgrpo_kernels.bench.results import save
 
     shape = {name: getattr(arguments, name) for name in SIZES}
     results: list[dict[str, Any]] = [{"name": way, "repetitions": runs[way]} for way in WAYS]
@@ -65,7 +66,7 @@ def _save(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], 
         "figure": f"{statistics.median(run['seconds'] for run in runs['shared']):.3g} s",
         "against": f"one row a sequence, {speed:.2f} times as long; {memory:.2f} of its memory",
     }
-    return save("shared_prompts", cpu_header(["torch", "transformers"]), settings=shape, results=results)
+    return save("shared_prompts", header(packages=["transformers"]), results, settings=shape)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ ROOMS = {
     "client": Room("fgrpo.client", "wire ground codec models ops"),
     "wire": Room("fgrpo.wire", "ground codec"),
     "ground": Room("fgrpo", "codec"),
+    "bench": Room("fgrpo_kernels.bench", "codec ops objectives reference base"),
     "integrations": Room("fgrpo_kernels.integrations", "models ops objectives"),
     "models": Room("fgrpo_kernels.models", "ops"),
     "codec": Room("fgrpo_kernels.codec fgrpo_kernels.robust fgrpo_kernels.downlink", "base"),

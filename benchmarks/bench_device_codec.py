@@ -1,0 +1,10 @@
+"""`device_codec` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/device_codec.py; options: contests.py."""
+
+from typing import Any
+
+from contests import contests, measure
+
+
+@contests("device_codec")
+def test_device_codec(benchmark: Any, contest: tuple[str, str, str]) -> None:
+    measure(benchmark, contest)

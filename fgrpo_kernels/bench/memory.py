@@ -1,0 +1,49 @@
+"""How much memory one call takes beyond what is there before it."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import torch
+
+from fgrpo_kernels.bench.case import Run
+
+
+def peak_bytes(run: Run, device: str) -> int | None:
+    """The most memory that a call holds at once beyond what is there before it, its result included.
+
+    None where the system cannot say. On a CPU it is the process's resident memory, in pages.
+    """
+    return _of_process(run) if device == "cpu" else _of_device(run, device)
+
+
+def _of_device(run: Run, device: str) -> int:
+    module = torch.get_device_module(device)
+    module.synchronize()
+    module.reset_peak_memory_stats()
+    before = module.memory_allocated()
+    result = run()
+    module.synchronize()
+    del result
+    return int(module.max_memory_allocated() - before)
+
+
+def _of_process(run: Run) -> int | None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed but not given back hides what is taken now
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    except (OSError, AttributeError):
+        return None  # not Linux with glibc
+    before = _kibibytes("VmRSS")
+    result = run()
+    peak = _kibibytes("VmHWM")
+    del result
+    return max(0, 1024 * (peak - before))
+
+
+def _kibibytes(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None, "every Linux has it"
+    return int(found.group(1))

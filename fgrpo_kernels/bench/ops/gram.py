@@ -1,0 +1,92 @@
+"""The deltas' inner products straight from the codes, against decoding them all and `D @ D.T` in torch.
+
+Torch's side has it good: the float32 matrix [K, P] that it decodes into is memory already in use. `aggregate`, which
+reads the same codes once, and `norms` show what the geometry adds to a round.
+
+K clients   P parameters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError
+from fgrpo_kernels.bench.ops.codec_inputs import CHECKED, source
+from fgrpo_kernels.codec import Encoded, aggregate, decode, encode, gram
+from fgrpo_kernels.robust import norms
+
+CLIENTS = 8
+ERROR_BOUND = 1e-2  # of the lengths' product: what float32 sums leave in torch
+
+
+def cases(options: Options) -> Iterator[Case]:
+    if options.on_gpu:
+        raise NotHereError("is for the CPU")
+    size = options.parameters or 1 << 24
+    data = source(size)
+    for codec in ("int8", "int4", "int2", "bf16", "none"):
+        for clients in (CLIENTS, 4 * CLIENTS):
+            length = size * CLIENTS // clients
+
+            def payloads(length: int = length, clients: int = clients, codec: str = codec) -> list[Encoded]:
+                return [encode(delta, codec=codec) for delta in data(length, clients).deltas]
+
+            yield Case(
+                name=f"{codec}, {clients} clients",
+                inputs=payloads,
+                contenders={"fgrpo": _ours, "eager": _decode_and_multiply},
+                check=lambda make, p=payloads, n=length: _check(make, p(min(n, CHECKED))),  # type: ignore[misc]
+                shape={"clients": clients, "parameters": length, "codec": codec},
+                work=(clients * length, "parameters"),
+                in_readme=f"inner products of {clients} deltas of {length / 1e6:.1f}M in {codec}"
+                if (codec, clients) == ("int4", CLIENTS)
+                else None,
+            )
+    for codec in ("int8", "int4"):
+        yield Case(
+            name=f"{codec}, beside one pass",
+            inputs=lambda c=codec: [encode(delta, codec=c) for delta in data().deltas],  # type: ignore[misc]
+            contenders={"fgrpo": _ours, "fgrpo, norms": _norms, "fgrpo, aggregate": _aggregate},
+            check=lambda make: None,  # each has its own elsewhere
+            shape={"clients": CLIENTS, "parameters": size, "codec": codec},
+            work=(CLIENTS * size, "parameters"),
+        )
+
+
+def _ours(encodeds: list[Encoded]) -> Run:
+    threads = torch.get_num_threads()
+    return lambda: gram(encodeds, num_threads=threads)
+
+
+def _norms(encodeds: list[Encoded]) -> Run:
+    threads = torch.get_num_threads()
+    return lambda: norms(encodeds, num_threads=threads)
+
+
+def _aggregate(encodeds: list[Encoded]) -> Run:
+    out, weights = torch.zeros(encodeds[0].size), [1 / len(encodeds)] * len(encodeds)
+    threads = torch.get_num_threads()
+    return lambda: aggregate(encodeds, weights, out, num_threads=threads)
+
+
+def _decode_and_multiply(encodeds: list[Encoded]) -> Run:
+    rows, threads = torch.zeros(len(encodeds), encodeds[0].size), torch.get_num_threads()
+
+    def run() -> Tensor:
+        for row, encoded in zip(rows, encodeds, strict=True):
+            decode(encoded, row, num_threads=threads)
+        return rows @ rows.T
+
+    return run
+
+
+def _check(make: Maker, encodeds: list[Encoded]) -> None:
+    rows = torch.stack([decode(encoded) for encoded in encodeds]).double()
+    exact = rows @ rows.T
+    lengths = exact.diagonal().sqrt()
+    error = float(((make(encodeds)() - exact).abs() / lengths.outer(lengths)).max())
+    if not error < ERROR_BOUND:
+        raise WrongResultError(f"products: error {error:.1e} of the lengths, expected below {ERROR_BOUND:.0e}")
