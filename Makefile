@@ -9,7 +9,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test fuzz gpu lint format clean
+.PHONY: train train-smollm2 test fuzz gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
 
 train: $(READY)
 	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
@@ -32,11 +32,24 @@ SECONDS ?= 60
 fuzz: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" csrc/fuzz/run.sh $(SECONDS)
 
-# On a machine with a GPU: `make gpu PYTHON=python3` checks the kernels and then measures them with the interpreter that it
-# is given. It installs nothing, needs no network, and writes JSON to $$OUT or benchmarks/results/.
-gpu:
+# On a machine with a GPU, with the interpreter that is given and what it can import: `make gpu PYTHON=python3` checks the
+# kernels and measures them, gpu-sweep times what they could be launched with, gpu-train the federated loop. They install
+# nothing, need no network, go on after what fails, and write JSON to $$OUT or runs/bench. A copy without its history
+# takes the commit from $$COMMIT. BENCH: more options for `python -m fgrpo_kernels.bench`.
+ON_GPU = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) benchmarks/gpu.py
+BENCH :=
+gpu: gpu-build
+	$(ON_GPU) test measure $(BENCH)
+gpu-test: gpu-build
+	$(ON_GPU) test
+gpu-measure: gpu-build
+	$(ON_GPU) measure $(BENCH)
+gpu-sweep: gpu-build
+	$(ON_GPU) sweep $(BENCH)
+gpu-train: gpu-build
+	$(ON_GPU) train $(BENCH)
+gpu-build:
 	$(PYTHON) setup.py build_ext --inplace
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

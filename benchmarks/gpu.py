@@ -1,38 +1,65 @@
-"""Everything that needs an NVIDIA GPU, in one run of a few minutes: the tests, then the benchmarks.
+"""Everything that needs a GPU, in steps: `make gpu`, `make gpu-sweep`, `make gpu-train`.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py test measure --rounds 5
 
-Nothing is measured if a test fails. Results go to benchmarks/results, or to $OUT where it is set.
+A step that fails stops no other; the exit status is the worst one's. Options go to every benchmark. Each step but
+`measure` ends within six minutes, and so does `measure` in its parts; what was measured is on disk at every moment.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-TESTS = [
-    *("test_gpu.py", "test_gpu_head.py", "test_options.py", "test_registration.py"),
+TESTS = (
+    *("test_gpu.py", "test_gpu_head.py", "test_options.py", "test_registration.py", "test_candidates.py"),
     *("test_delta_codec.py", "test_delta_codec_gpu.py"),
-]
-BENCHMARKS = [
-    *("bench_group_advantages.py", "bench_token_logprobs.py", "bench_grpo_loss.py", "bench_linear_grpo_loss.py"),
-    "bench_triton_codec.py",
-]
+)
+OPS = ("grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec")
+WORKERS = 8  # a test's time is mostly that of compiling its kernels, on one core
 
 
-def main() -> int:
+def run(*arguments: str) -> int:
+    print("+", *arguments, flush=True)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
+
+
+def test(_: list[str]) -> int:
+    at_once = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    files = [f"tests/kernels/{name}" for name in TESTS]
+    return run("-m", "pytest", "--durations=15", "-rs", *at_once, *files)
+
+
+def measure(options: list[str]) -> int:
+    return max(run("-m", "fgrpo_kernels.bench", op, "--device", "cuda", *options) for op in OPS)
+
+
+def sweep(options: list[str]) -> int:
+    return run("benchmarks/gpu_sweep.py", *options)
+
+
+def train(options: list[str]) -> int:
+    return run("benchmarks/gpu_train.py", *options)
+
+
+STEPS: dict[str, Callable[[list[str]], int]] = {"test": test, "measure": measure, "sweep": sweep, "train": train}
+
+
+def main(arguments: list[str]) -> int:
+    steps = [STEPS[name] for name in arguments if name in STEPS]
+    options = [word for word in arguments if word not in STEPS]
+    if not steps:
+        sys.exit(f"benchmarks/gpu.py: expected one or more of {', '.join(STEPS)}, got {' '.join(arguments) or 'none'}")
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: torch sees no GPU on this machine; without one, `make test` checks the kernels")
-    tests = subprocess.run([sys.executable, "-m", "pytest", *(f"tests/kernels/{name}" for name in TESTS)], cwd=ROOT)
-    if tests.returncode != 0:
-        return tests.returncode
-    codes = [subprocess.run([sys.executable, ROOT / "benchmarks" / name], cwd=ROOT).returncode for name in BENCHMARKS]
-    return max(codes)
+    return max(step(options) for step in steps)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -64,7 +64,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Sampled completions, padded: prompts on the left, completions on the right.
+    """Sampled completions in CPU memory, padded: prompts on the left, completions on the right.
 
     Attributes:
         tokens_BL: int64, prompt and completion.

@@ -62,9 +62,9 @@ class PrefixBatch:
         owner_R[self.sources // self.input_ids.shape[1]] = owner_B[self.sequences]
         return owner_R
 
-    def only(self, which_N: Tensor) -> PrefixBatch:
-        """Return the same model inputs, of which only the tokens of a bool `[N]` are predicted."""
-        of_tokens = {name: getattr(self, name)[which_N] for name in ("sources", "sequences", "tokens")}
+    def only(self, index: Tensor) -> PrefixBatch:
+        """Return the same model inputs, of which only the tokens at an ascending int64 index are predicted."""
+        of_tokens = {name: getattr(self, name)[index] for name in ("sources", "sequences", "tokens")}
         return replace(self, **of_tokens)
 
     def visible(self, window: int | None = None) -> Tensor:
@@ -103,8 +103,10 @@ class PrefixBatch:
         return (index_L < self.ends[:, :1]).long()
 
     def to(self, device: torch.device | str) -> PrefixBatch:
-        """Return the batch on a device."""
-        tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        """Return the batch on a device, without waiting for it."""
+        tensors: dict[str, Any] = {
+            name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
         return replace(self, **tensors)
 
 

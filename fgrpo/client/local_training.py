@@ -58,7 +58,7 @@ def minibatches(policy: Policy, rollouts: Rollouts, advantages_B: Tensor, config
     parts = []
     for minibatch in cut(rollouts, advantages_B, config):
         batches = loss_batches(minibatch, config.train, share=policy.shares_prefixes)
-        parts.append(with_references(policy, batches, config))
+        parts.append(with_references(policy, [batch.to(policy.device) for batch in batches], config))
     return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fgrpo.config import TrainConfig
@@ -32,17 +33,24 @@ class LossBatch:
     old_logp_N: Tensor
     ref_logp_N: Tensor | None = None
 
-    def only(self, which_N: Tensor) -> LossBatch:
-        """Return the same model inputs with the terms of some of the tokens, a bool [N]."""
+    def only(self, index: Tensor) -> LossBatch:
+        """Return the same model inputs with the terms of some of the tokens, by an ascending int64 index."""
         return LossBatch(
-            inputs=self.inputs.only(which_N),
-            targets_N=self.targets_N[which_N],
-            sequence_ids_N=self.sequence_ids_N[which_N].unique_consecutive(return_inverse=True)[1],
-            advantages_N=self.advantages_N[which_N],
-            weights_N=self.weights_N[which_N],
-            old_logp_N=self.old_logp_N[which_N],
-            ref_logp_N=None if self.ref_logp_N is None else self.ref_logp_N[which_N],
+            inputs=self.inputs.only(index),
+            targets_N=self.targets_N[index],
+            sequence_ids_N=self.sequence_ids_N[index].unique_consecutive(return_inverse=True)[1],
+            advantages_N=self.advantages_N[index],
+            weights_N=self.weights_N[index],
+            old_logp_N=self.old_logp_N[index],
+            ref_logp_N=None if self.ref_logp_N is None else self.ref_logp_N[index],
         )
+
+    def to(self, device: torch.device) -> LossBatch:
+        """Return the batch on a device, without waiting for it."""
+        if self.targets_N.device == device:
+            return self
+        tensors = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, inputs=self.inputs.to(device), **tensors)
 
     def with_reference(self, ref_logp_N: Tensor) -> LossBatch:
         return replace(self, ref_logp_N=ref_logp_N)
@@ -50,7 +58,7 @@ class LossBatch:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """The sequences of one optimiser step.
+    """The sequences of one optimiser step, in CPU memory, where they are arranged into batches.
 
     Attributes:
         advantages_B, weights_BT: float32; the weights hold the reduction (see `fgrpo_kernels.token_weights`).
@@ -69,7 +77,7 @@ class Minibatch:
 def loss_batches(
     minibatch: Minibatch, config: TrainConfig, *, share: bool, owner_B: Tensor | None = None
 ) -> list[LossBatch]:
-    """Return the batches whose losses add up to the loss of these sequences.
+    """Return the batches whose losses add up to the loss of these sequences, in CPU memory.
 
     Sequences without signal do not enter: they count in the reduction, which is in the weights, and give no gradient.
 

@@ -42,5 +42,5 @@ class Masters:
             parameter.copy_(master)
 
     def flatten(self) -> Tensor:
-        """Return the weights as a new float32 CPU vector [P]."""
-        return torch.cat([p.detach().to("cpu").reshape(-1) for p in self.parameters])
+        """Return the weights as a new float32 vector [P] on the model's device."""
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters])

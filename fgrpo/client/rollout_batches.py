@@ -45,7 +45,7 @@ class _Player:
             answered = [question for question in questions for _ in range(rollout.group_size)]
             scores = self.client.scores(answered, rollouts.answers())
             rewards_B = self.client.reward_scale * torch.tensor(scores.values, dtype=torch.float32)
-            rollouts = rollouts.without(rewards_B.isnan().to(self.policy.device))
+            rollouts = rollouts.without(rewards_B.isnan())
             advantages = self.advantages(rewards_B)
         self.tally.add_rollouts(rollouts, rewards_B, advantages, scores)
         return rollouts, rewards_B, advantages
@@ -73,7 +73,7 @@ def roll_out(
         rollouts, _, advantages = player.play(
             batch * number, number, derive_seed(config.seed, client.name, "rollout", batch)
         )
-    return rollouts, advantages.advantages.to(policy.device)
+    return rollouts, advantages.advantages
 
 
 def _informative(player: _Player, batch: int, wanted: int) -> tuple[Rollouts, GroupAdvantages]:

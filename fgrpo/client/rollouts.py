@@ -42,7 +42,7 @@ def sample(
     """
     sampler = TransformersSampler(model) if sampler is None else sampler
     texts = [render(tokenizer, prompt, config.system_prompt) for prompt in prompts]
-    encoded = encode(tokenizer, texts, next(model.parameters()).device)
+    encoded = encode(tokenizer, texts)
     check_positions(model, prompts, encoded.mask_PL, config.max_new_tokens)
     end_ids = end_token_ids(model, tokenizer)
     request = Request(
@@ -54,7 +54,7 @@ def sample(
         end_ids=tuple(end_ids),
         pad_id=tokenizer.pad_token_id,
     )
-    sampled = sampler(encoded, request)
+    sampled = sampler(encoded.to(next(model.parameters()).device), request).on_host()
     mask_BT = completion_mask(sampled.tokens_BT, end_ids)
     lengths = mask_BT.sum(dim=1).tolist()
     mask_BT = mask_BT[:, : max(lengths)]
@@ -88,8 +88,8 @@ def join(parts: Sequence[Rollouts]) -> Rollouts:
     return Rollouts(tokens_BL, attention_BL, mask_BT, old_logp_BT, texts)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Prompts:
-    """Return texts as tokens, padded on the left.
+def encode(tokenizer: Any, texts: Sequence[str]) -> Prompts:
+    """Return texts as tokens, padded on the left, in CPU memory.
 
     A text that no chat template rendered gets what the tokenizer puts before texts (a beginning-of-sequence token), but
     not what it appends: after an end token there is nothing to continue.
@@ -104,7 +104,7 @@ def encode(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Prompt
     longest = max(len(row) for row in rows)
     tokens_PL = [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows]
     mask_PL = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return Prompts(torch.tensor(tokens_PL, device=device), torch.tensor(mask_PL, device=device))
+    return Prompts(torch.tensor(tokens_PL), torch.tensor(mask_PL))
 
 
 def _appended_tokens(tokenizer: Any) -> int:

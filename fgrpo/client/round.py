@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fgrpo.client.faults import with_fault
@@ -60,23 +61,29 @@ def reply(
     """Compress what training changed, and put it beside its report; both as the client's `fault` has them.
 
     Args:
-        trained: gives the client's parameters after training, float32 [P] on the CPU.
+        trained: gives the client's parameters after training, float32 [P]; on a GPU they are encoded there, to the
+            same bits, so that only codes leave it.
         residual_P: as in `client_round`.
     """
     report, trained = with_fault(report, trained, params_P, config)
     with stopwatch("encode"):
         codec = config.codec
         try:
+            new_P = trained()
+            device = new_P.device if codec.scale == "absmax" else torch.device("cpu")  # the one that a GPU has
+            residual = None if residual_P is None else residual_P.to(device)
             delta = encode(
-                trained(),
-                params_P,
+                new_P.to(device),
+                params_P.to(device),
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,
                 scale=codec.scale,
                 seed=derive_seed(config.seed, report.client, "rounding", report.round),
-                residual=residual_P,
-            )
+                residual=residual,
+            ).cpu()
+            if residual_P is not None and residual is not None:
+                residual_P.copy_(residual)
         except ValueError as error:
             raise TrainingError(f"{error}; training diverged, is train.lr too high?") from None
         payload = pack(delta, Header(report.client, report.round, manifest.hash, fingerprint(params_P)))

@@ -102,8 +102,8 @@ class Stack:
             p.copy_(values.view_as(p[0]).expand_as(p))
 
     def flatten(self, client: int) -> Tensor:
-        """Return a client's parameters as a new float32 CPU vector [P]."""
-        return torch.cat([p.detach().to("cpu", torch.float32).reshape(-1) for p in self.parameters[client]])
+        """Return a client's parameters as a new float32 vector [P] on the model's device."""
+        return torch.cat([p.detach().float().reshape(-1) for p in self.parameters[client]])
 
     def take_gradients(self, clients: list[int]) -> None:
         """Hand these clients their own gradients; the others have none, so that no optimiser moves them."""

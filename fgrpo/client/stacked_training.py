@@ -129,15 +129,20 @@ def _collect(
 
 def _stacked_batches(policy: Policy, minibatches: dict[int, Minibatch], config: Config) -> list[_StackedBatch]:
     """Return the batches of one optimiser step of all clients that have a minibatch for it."""
-    device, lengths = policy.device, [len(part.advantages_B) for part in minibatches.values()]
-    client_B = torch.tensor(list(minibatches), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+    lengths = [len(part.advantages_B) for part in minibatches.values()]
+    client_B = torch.tensor(list(minibatches)).repeat_interleave(torch.tensor(lengths))
     joined = _joined(list(minibatches.values()))
     batches = loss_batches(joined, config.train, share=policy.shares_prefixes, owner_B=client_B)
-    found = []
-    for batch in with_references(policy, batches, config):
+    found, device = [], policy.device
+    for batch in batches:
         client_N = client_B[batch.inputs.sequences]
-        own = {k: batch.only(client_N == k) for k in client_N.unique().tolist()}
-        found.append(_StackedBatch(batch, batch.inputs.owners(client_B), own))
+        index = {k: (client_N == k).nonzero().flatten() for k in client_N.unique().tolist()}
+        own = {k: batch.only(of_client).to(device) for k, of_client in index.items()}
+        (whole,) = with_references(policy, [batch.to(device)], config)
+        if whole.ref_logp_N is not None:
+            ref_logp_N = whole.ref_logp_N
+            own = {k: part.with_reference(ref_logp_N[index[k].to(device)]) for k, part in own.items()}
+        found.append(_StackedBatch(whole, batch.inputs.owners(client_B).to(device), own))
     return found
 
 

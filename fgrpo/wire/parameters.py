@@ -37,7 +37,7 @@ class Manifest:
 
 def flatten(model: nn.Module) -> Tensor:
     """Return the trainable parameters as a new float32 CPU vector [P]."""
-    return torch.cat([p.detach().to("cpu", torch.float32).reshape(-1) for _, p in trainable(model)])
+    return torch.cat([p.detach().float().reshape(-1) for _, p in trainable(model)]).cpu()
 
 
 @torch.no_grad()

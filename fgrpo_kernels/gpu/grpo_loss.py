@@ -17,14 +17,10 @@ from torch import Tensor
 
 from fgrpo_kernels.derivatives import first_derivative_only
 from fgrpo_kernels.dispatch import device_of
-from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.policy_rows import load_terms, row_terms
+from fgrpo_kernels.gpu.loss_rows import launch_loss
 from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, named_metrics, parameters_of, policy_terms, vectors_of
-from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
-from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED_WITH_GRADIENT, rows_of
+from fgrpo_kernels.gpu.token_logprobs import rows_of
 from fgrpo_kernels.jit import FUSED, jit, tl
-from fgrpo_kernels.kl import DEVICE_ESTIMATORS
-from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
 from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
@@ -49,84 +45,6 @@ def loss_in_one_pass(
         terms.entropy_coef, temperature, vocab_size, torch.is_grad_enabled() and logits.requires_grad,
     )[:2]  # fmt: skip
     return GRPOLoss(loss, named_metrics(metrics, terms))
-
-
-@jit(do_not_specialize=[*UNSPECIALISED_WITH_GRADIENT, "a", "b", "c", "d", "beta", "entropy_coef"])
-def grpo_loss_kernel(
-    logits_ptr: tl.tensor,
-    step_b: tl.tensor,
-    step_t: tl.tensor,
-    unit: tl.tensor,
-    grad_ptr: tl.tensor,
-    grad_step_b: tl.tensor,
-    grad_step_t: tl.tensor,
-    grad_unit: tl.tensor,
-    T: tl.tensor,
-    targets_ptr: tl.tensor,
-    advantages_ptr: tl.tensor,
-    weights_ptr: tl.tensor,
-    factor_ptr: tl.tensor,
-    old_ptr: tl.tensor,
-    ref_ptr: tl.tensor,
-    logp_ptr: tl.tensor,
-    entropy_ptr: tl.tensor,
-    vocab: tl.tensor,
-    columns: tl.tensor,
-    inv_temperature: tl.tensor,
-    a: tl.tensor,
-    b: tl.tensor,
-    c: tl.tensor,
-    d: tl.tensor,
-    beta: tl.tensor,
-    entropy_coef: tl.tensor,
-    OBJECTIVE: tl.constexpr,
-    KL: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    PARTS: tl.constexpr,
-    THREADS: tl.constexpr,
-    VECTOR: tl.constexpr,
-) -> None:
-    """Program n: logp and entropy of row n, and its gradient unless `grad_ptr` is None; nothing is read of a row that
-    is not informative."""
-    row = tl.program_id(0).to(tl.int64)
-    ALL_WEIGHTED: tl.constexpr = (KL is not None) or HAS_ENTROPY
-    terms = load_terms(row, True, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, ALL_WEIGHTED)
-    live, advantage, weight, factor, old, ref = terms
-    logp, entropy = 0.0, 0.0
-    if live:
-        row_ptr = logits_ptr + row_offset(row, T, step_b, step_t, unit)
-        target = tl.load(targets_ptr + row).to(tl.int32)
-        peak, log_sum, logp, entropy = row_statistics(row_ptr, target, vocab, inv_temperature, PARTS, THREADS, VECTOR)
-        if grad_ptr is not None:
-            if old_ptr is None:
-                old = logp
-            _, own, shared, _, _, _, _ = row_terms(
-                logp, entropy, old, ref, logp - old, advantage, factor, a, b, c, d, beta, entropy_coef,
-                OBJECTIVE, False, KL, HAS_ENTROPY,
-            )  # fmt: skip
-            write_row_gradient(
-                row_ptr,
-                grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit),
-                target,
-                vocab,
-                columns,
-                peak,
-                log_sum,
-                logp,
-                entropy,
-                weight * (own + shared),
-                -weight * entropy_coef,
-                inv_temperature,
-                HAS_ENTROPY,
-                PARTS,
-                THREADS,
-                VECTOR,
-            )
-    elif grad_ptr is not None:
-        grad_row_ptr = grad_ptr + row_offset(row, T, grad_step_b, grad_step_t, grad_unit)
-        write_zero_row(grad_row_ptr, columns, PARTS, THREADS, VECTOR)
-    tl.store(logp_ptr + row, logp)
-    tl.store(entropy_ptr + row, entropy)
 
 
 @torch.library.custom_op("fgrpo::grpo_loss_tokens", mutates_args=())
@@ -158,15 +76,9 @@ def grpo_loss_tokens(
     if N > 0:
         x = rows_of(logits)
         grads = rows_of(gradient)[:4] if with_gradient else (None, 0, 0, 0)
-        with device_of(logits):
-            grpo_loss_kernel[(N,)](
-                *x[:4], *grads, x.T, targets_N.contiguous(), *vectors, logp_N, entropy_N,
-                vocab_size, logits.shape[-1], 1.0 / temperature, *parameters, beta, entropy_coef,
-                OBJECTIVE=DEVICE_FUNCTIONS[objective],
-                KL=DEVICE_ESTIMATORS[kl] if beta != 0 else None,
-                HAS_ENTROPY=entropy_coef != 0,
-                **tile_for(logits, vocab_size, read_twice=True).arguments(),
-            )  # fmt: skip
+        rows = (*x[:4], *grads, x.T, targets_N.contiguous(), *vectors, logp_N, entropy_N)
+        numbers = (vocab_size, logits.shape[-1], 1.0 / temperature, *parameters, beta, entropy_coef)
+        launch_loss(rows, numbers, N, objective, kl)
     blocks = (None, None, BLOCK, -(-N // BLOCK))
     loss, metrics, _, _ = policy_terms(
         logp_N, entropy_N, None, None, *blocks, *vectors, objective, parameters, False, beta, kl, entropy_coef, False

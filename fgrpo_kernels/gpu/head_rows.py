@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fgrpo_kernels.dispatch import device_of
-from fgrpo_kernels.gpu.grpo_loss import grpo_loss_kernel
-from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.kl import DEVICE_ESTIMATORS
-from fgrpo_kernels.objectives import DEVICE_FUNCTIONS
+from fgrpo_kernels.gpu.loss_rows import launch_loss
+from fgrpo_kernels.gpu.policy_terms import parameters_of, vectors_of
 from fgrpo_kernels.objectives.base import DeviceForm
 from fgrpo_kernels.policy_terms import PolicyTerms
 
@@ -31,14 +28,5 @@ def overwrite_with_loss_gradient(
     """
     n, V = logits_nV.shape
     rows = (logits_nV, 0, 1, logits_nV.stride(0))
-    vectors = (terms.advantages_N, terms.weights_N, terms.policy_factor_N, terms.old_logp_N, terms.ref_logp_N)
-    parameters = [float(x) for x in form.parameters] + [0.0] * (4 - len(form.parameters))
-    with device_of(logits_nV):
-        grpo_loss_kernel[(n,)](
-            *rows, *rows, n, targets_n, *vectors, logp_n, entropy_n, V, V, 1.0 / temperature,
-            *parameters, terms.beta, terms.entropy_coef,
-            OBJECTIVE=DEVICE_FUNCTIONS[form.name],
-            KL=DEVICE_ESTIMATORS[terms.kl] if terms.beta != 0 else None,
-            HAS_ENTROPY=terms.entropy_coef != 0,
-            **tile_for(logits_nV, V, read_twice=True).arguments(),
-        )  # fmt: skip
+    numbers = (V, V, 1.0 / temperature, *parameters_of(form), terms.beta, terms.entropy_coef)
+    launch_loss((*rows, *rows, n, targets_n, *vectors_of(terms), logp_n, entropy_n), numbers, n, form.name, terms.kl)

@@ -13,7 +13,8 @@ from torch import Tensor
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.row_softmax import row_offset, scan_row, write_row
+from fgrpo_kernels.gpu.row_gradient import write_row
+from fgrpo_kernels.gpu.row_softmax import row_offset, scan_row
 from fgrpo_kernels.gpu.token_logprobs import UNSPECIALISED, UNSPECIALISED_WITH_GRADIENT, rows_of
 from fgrpo_kernels.jit import jit, tl
 from fgrpo_kernels.numerics import LN_2, LOG2_E
@@ -35,6 +36,8 @@ def partial_token_stats_kernel(
     vocab: tl.tensor,
     vocab_start: tl.tensor,
     inv_temperature: tl.tensor,
+    AGAIN: tl.constexpr,
+    STAGES: tl.constexpr,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -45,7 +48,9 @@ def partial_token_stats_kernel(
     target = (tl.load(targets_ptr + row) - vocab_start).to(tl.int32)
     inside = (target >= 0) & (target < vocab)
     target_logit = tl.load(row_ptr + target, mask=inside, other=float("-inf")).to(tl.float32)
-    peak, others, dot = scan_row(row_ptr, target, target_logit, vocab, inv_temperature, PARTS, THREADS, VECTOR)
+    peak, others, dot = scan_row(
+        row_ptr, target, target_logit, vocab, inv_temperature, (), AGAIN, STAGES, 0, PARTS, THREADS, VECTOR
+    )
     tl.store(peak_ptr + row, peak * inv_temperature)
     tl.store(others_ptr + row, others)
     tl.store(dot_ptr + row, dot)
@@ -71,6 +76,7 @@ def partial_token_stats_backward_kernel(
     vocab: tl.tensor,
     vocab_start: tl.tensor,
     inv_temperature: tl.tensor,
+    STAGES: tl.constexpr,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -92,7 +98,10 @@ def partial_token_stats_backward_kernel(
         (grad_others + grad_dot) * inv_temperature,
         grad_dot * LN_2 * inv_temperature,
         tl.load(grad_target_ptr + row) * inv_temperature,
+        (),
         True,
+        STAGES,
+        0,
         PARTS,
         THREADS,
         VECTOR,
@@ -118,7 +127,7 @@ def partial_stats_forward(
         with device_of(logits_shard):
             partial_token_stats_kernel[(targets_N.numel(),)](
                 *rows_of(logits_shard), targets_N.contiguous(), *outputs, vocab, vocab_start, 1.0 / temperature,
-                **tile_for(logits_shard, vocab).arguments(),
+                **tile_for(logits_shard, vocab, "scan").arguments(),
             )  # fmt: skip
     return outputs
 
@@ -153,7 +162,7 @@ def partial_stats_backward(
         with device_of(logits_shard):
             partial_token_stats_backward_kernel[(targets_N.numel(),)](
                 *x[:4], *grads[:4], x.T, targets_N.contiguous(), peak_N, *incoming,
-                vocab, vocab_start, 1.0 / temperature, **tile_for(logits_shard, vocab).arguments(),
+                vocab, vocab_start, 1.0 / temperature, **tile_for(logits_shard, vocab, "write").arguments(),
             )  # fmt: skip
     return gradient
 

@@ -38,7 +38,7 @@ def live_rows_kernel(
     found = tl.zeros([BLOCK], tl.int32)
     for first in range(start, end, BLOCK):
         row, exists = next_rows(first, end, order_ptr, BLOCK)
-        terms = load_terms(row, exists, advantages_ptr, weights_ptr, factor_ptr, None, None, ALL_WEIGHTED)
+        terms = load_terms(row, exists, advantages_ptr, weights_ptr, factor_ptr, None, None, ALL_WEIGHTED, False)
         live = terms[0]
         found = found | live.to(tl.int32)
         tl.store(live_ptr + row, live, mask=exists)
@@ -127,7 +127,7 @@ def policy_terms_kernel(
         listed = exists
         if live_ptr is not None:
             listed = exists & (tl.load(live_ptr + row, mask=exists, other=0) != 0)
-        terms = load_terms(row, listed, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, ALL_WEIGHTED)
+        terms = load_terms(row, listed, advantages_ptr, weights_ptr, factor_ptr, old_ptr, ref_ptr, ALL_WEIGHTED, False)
         live, advantage, weight, factor, old, ref = terms
         logp = tl.load(logp_ptr + row, mask=live, other=0.0)
         entropy = tl.load(entropy_ptr + row, mask=live, other=0.0)

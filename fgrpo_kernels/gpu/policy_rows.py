@@ -19,27 +19,37 @@ def load_terms(
     old_ptr: tl.tensor,
     ref_ptr: tl.tensor,
     ALL_WEIGHTED: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> tl.tensor:
     """`(live, advantage, weight, factor, old, ref)` of rows; what does not count of a row is 0, whatever is stored.
 
-    Live are the rows with a weight, and unless ALL_WEIGHTED only those with a policy term too.
+    Live are the rows with a weight, and unless ALL_WEIGHTED only those with a policy term too. EARLY: all is read at
+    once, which is sooner there, where a term is otherwise read only of rows for which the one before it counts.
     """
     weight = tl.load(weights_ptr + row, mask=exists, other=0.0)
     weighted = weight != 0
-    advantage = tl.load(advantages_ptr + row, mask=weighted, other=0.0)
+    advantage = _term(advantages_ptr, row, exists, weighted, EARLY)
     policy = weighted & (advantage != 0)
     factor = 1.0
     if factor_ptr is not None:
-        factor = tl.load(factor_ptr + row, mask=weighted, other=0.0)
+        factor = _term(factor_ptr, row, exists, weighted, EARLY)
         policy = policy & (factor != 0)
     live = weighted if ALL_WEIGHTED else policy
     old = 0.0
     if old_ptr is not None:
-        old = tl.load(old_ptr + row, mask=live, other=0.0)
+        old = _term(old_ptr, row, exists, live, EARLY)
     ref = 0.0
     if ref_ptr is not None:
-        ref = tl.load(ref_ptr + row, mask=live, other=0.0)
+        ref = _term(ref_ptr, row, exists, live, EARLY)
     return live, advantage, weight, factor, old, ref
+
+
+@jit
+def _term(ptr: tl.tensor, row: tl.tensor, exists: tl.tensor, counts: tl.tensor, EARLY: tl.constexpr) -> tl.tensor:
+    """One term of rows, 0 where it does not count."""
+    if EARLY:
+        return tl.where(counts, tl.load(ptr + row, mask=exists, other=0.0), 0.0)
+    return tl.load(ptr + row, mask=counts, other=0.0)
 
 
 @jit

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.launch_table import tile_for
-from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics, write_row_gradient, write_zero_row
+from fgrpo_kernels.gpu.row_gradient import write_row_gradient, write_zero_row
+from fgrpo_kernels.gpu.row_softmax import row_offset, row_statistics
 from fgrpo_kernels.jit import jit, tl
 
 FourVectors = tuple[Tensor, Tensor, Tensor, Tensor]  # logp, entropy, peak, log_sum: each [N] float32
@@ -37,6 +38,8 @@ def token_logprobs_kernel(
     log_sum_ptr: tl.tensor,
     vocab: tl.tensor,
     inv_temperature: tl.tensor,
+    AGAIN: tl.constexpr,
+    STAGES: tl.constexpr,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -50,7 +53,9 @@ def token_logprobs_kernel(
     if live:
         row_ptr = logits_ptr + row_offset(row, T, step_b, step_t, unit)
         target = tl.load(targets_ptr + row).to(tl.int32)
-        peak, log_sum, logp, entropy = row_statistics(row_ptr, target, vocab, inv_temperature, PARTS, THREADS, VECTOR)
+        peak, log_sum, logp, entropy = row_statistics(
+            row_ptr, target, vocab, inv_temperature, (), AGAIN, STAGES, 0, PARTS, THREADS, VECTOR
+        )
     tl.store(logp_ptr + row, logp)
     tl.store(entropy_ptr + row, entropy)
     tl.store(peak_ptr + row, peak)
@@ -78,6 +83,7 @@ def token_logprobs_backward_kernel(
     vocab: tl.tensor,
     columns: tl.tensor,
     inv_temperature: tl.tensor,
+    STAGES: tl.constexpr,
     PARTS: tl.constexpr,
     THREADS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -105,7 +111,10 @@ def token_logprobs_backward_kernel(
             slope,
             entropy_slope,
             inv_temperature,
+            (),
             grad_entropy_ptr is not None,
+            STAGES,
+            0,
             PARTS,
             THREADS,
             VECTOR,
@@ -149,7 +158,7 @@ def launch_forward(
     with device_of(logits):
         token_logprobs_kernel[(targets_N.numel(),)](
             *x, targets_N.contiguous(), live_N, *out, vocab_size, 1.0 / temperature,
-            **tile_for(logits, vocab_size).arguments(),
+            **tile_for(logits, vocab_size, "scan").arguments(),
         )  # fmt: skip
 
 
@@ -174,7 +183,7 @@ def launch_backward(
         token_logprobs_backward_kernel[(targets_N.numel(),)](
             *x[:4], *grads[:4], x.T, targets_N.contiguous(), *saved, *incoming,
             vocab_size, logits.shape[-1], 1.0 / temperature,
-            **tile_for(logits, vocab_size).arguments(),
+            **tile_for(logits, vocab_size, "write").arguments(),
         )  # fmt: skip
     if in_place and x.tensor.data_ptr() != logits.data_ptr():  # strides that do not fold into rows: it was a copy
         grad_logits.copy_(x.tensor.view(logits.shape))

@@ -6,6 +6,7 @@ N rows   n rows of a block   H hidden size   V vocabulary   R rank of a low-rank
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,19 @@ GPU_MAX_ROWS = 1024
 GPU_MIN_ROWS = 256
 GPU_ROW_MULTIPLE = 128  # of the products' tiles
 ROW_ALIGNMENT_BYTES = 128  # rows of logits start where 16-byte accesses and the products want them
+
+
+_tried: list[int] = []
+
+
+@contextmanager
+def trying_rows(rows: int) -> Iterator[None]:
+    """Within, so many rows make a block on a GPU. For measuring; not for several threads."""
+    _tried.append(rows)
+    try:
+        yield
+    finally:
+        _tried.pop()
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,8 @@ def rows_per_block(num_rows: int, vocab_size: int, buffers: int, dtype: torch.dt
         limit = max(CPU_MIN_ROWS, CPU_BLOCK_BYTES // (buffers * vocab_size * accumulation_dtype(dtype).itemsize))
         blocks = max(1, -(-num_rows // limit))
         return max(1, -(-num_rows // blocks))  # blocks of equal size
+    if _tried:
+        return min(_tried[-1], max(1, num_rows))
     # A twentieth of what plain PyTorch takes for the logits of all rows in float32.
     limit = num_rows * accumulation_dtype(dtype).itemsize // (20 * buffers * dtype.itemsize)
     limit = min(GPU_MAX_ROWS, max(GPU_MIN_ROWS, limit))

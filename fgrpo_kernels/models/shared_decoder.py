@@ -109,5 +109,6 @@ def can_share_prompts(model: Any, hidden_states: Callable[[dict[str, Any]], Tens
             )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):  # it takes no such mask
         return False
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+    # By the norm of each token's state: in 16 bits single numbers differ in their last bits, a few of them by a lot.
+    error_N = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    return bool((error_N <= (1e-4 if model.dtype == torch.float32 else 5e-2)).all())

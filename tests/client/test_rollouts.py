@@ -108,7 +108,7 @@ def test_what_a_tokenizer_appends_to_prompts_is_left_out(policy, template):
     bare = tokenizer(PROMPTS, add_special_tokens=False)["input_ids"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
     assert ("</s>" in template) == (tokenizer(PROMPTS[0])["input_ids"][-1] == specials[1][1])
-    encoded = encode(tokenizer, PROMPTS, torch.device("cpu"))
+    encoded = encode(tokenizer, PROMPTS)
     before = [specials[0][1]] if "<s>" in template.split() else []
     for tokens, mask, expected in zip(encoded.tokens_PL, encoded.mask_PL, bare, strict=True):
         assert tokens[mask.bool()].tolist() == before + expected

@@ -23,9 +23,12 @@ from triton.compiler import ASTSource
 from fgrpo_kernels.codec.gpu import BFLOAT16S, FLOAT32S, tile_of_blocks, tile_of_values
 from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
 from fgrpo_kernels.codec.gpu_values import ONE_ROUNDING_EACH, bfloat16_kernel, float32_kernel
+from fgrpo_kernels.gpu.candidates import CANDIDATES
 from fgrpo_kernels.gpu.group_advantages import MAX_BLOCK, group_advantages_kernel
-from fgrpo_kernels.gpu.grpo_loss import SCALE_BLOCK, grpo_loss_kernel, scale_kernel
-from fgrpo_kernels.gpu.launch_table import row_tile
+from fgrpo_kernels.gpu.grpo_loss import SCALE_BLOCK, scale_kernel
+from fgrpo_kernels.gpu.launch_table import Kind, row_tile, trying
+from fgrpo_kernels.gpu.loss_kernel import grpo_loss_kernel
+from fgrpo_kernels.gpu.loss_kernel_overlapped import grpo_loss_overlapped_kernel
 from fgrpo_kernels.gpu.partial_token_stats import partial_token_stats_backward_kernel, partial_token_stats_kernel
 from fgrpo_kernels.gpu.policy_kernels import finish_kernel, live_rows_kernel, policy_terms_kernel
 from fgrpo_kernels.gpu.policy_terms import BLOCK, TERMS_WARPS
@@ -80,6 +83,23 @@ class Variant(NamedTuple):
     fp_fusion: bool = True
 
 
+PLAIN_LOSS: dict[str, Any] = {
+    "OBJECTIVE": DEVICE_FUNCTIONS["ppo_clip"],
+    "KL": None,
+    "HAS_ENTROPY": False,
+    "factor_ptr": None,
+    "ref_ptr": None,
+}
+KINDS: dict[Any, Kind] = {
+    token_logprobs_kernel: "scan",
+    partial_token_stats_kernel: "scan",
+    token_logprobs_backward_kernel: "write",
+    partial_token_stats_backward_kernel: "write",
+    grpo_loss_kernel: "loss",
+    grpo_loss_overlapped_kernel: "loss",
+}
+
+
 class Resources(NamedTuple):
     """What a compiled kernel takes.
 
@@ -99,17 +119,12 @@ def variants(architecture: str) -> Iterator[Variant]:
     """Every kernel as it is launched there."""
 
     def on_rows(name: str, kernel: Any, dtype: str, vocab: int, **constants: Any) -> Variant:
-        twice = kernel is grpo_loss_kernel
-        arguments = row_tile(vocab, BYTES[dtype], architecture, read_twice=twice).arguments()
-        num_warps = arguments.pop("num_warps")
-        del arguments["enable_fp_fusion"]
-        return Variant(f"{name}, {dtype}, V = {vocab}", kernel, dtype, vocab, arguments | constants, num_warps)
+        return row_variant(f"{name}, {dtype}, V = {vocab}", kernel, dtype, vocab, architecture, **constants)
 
     for dtype, vocab in (("bf16", 151_936), ("fp32", 151_936), ("bf16", 32_000), ("bf16", 2_048)):
         yield on_rows("token_logprobs", token_logprobs_kernel, dtype, vocab, live_ptr=None)
         yield on_rows("token_logprobs backward", token_logprobs_backward_kernel, dtype, vocab, grad_entropy_ptr=None)
-        plain = {"KL": None, "HAS_ENTROPY": False, "factor_ptr": None, "ref_ptr": None}
-        yield on_rows("grpo_loss", grpo_loss_kernel, dtype, vocab, OBJECTIVE=DEVICE_FUNCTIONS["ppo_clip"], **plain)
+        yield on_rows("grpo_loss", grpo_loss_kernel, dtype, vocab, **PLAIN_LOSS)
     entropy = "token_logprobs backward with entropy"
     yield on_rows(entropy, token_logprobs_backward_kernel, "bf16", 151_936)
     yield on_rows("token_logprobs of live rows", token_logprobs_kernel, "fp16", 151_936)
@@ -145,6 +160,27 @@ def variants(architecture: str) -> Iterator[Variant]:
     batch = groups | {"SCALE": "batch", "LEAVE_ONE_OUT": True, "BLOCK": MAX_BLOCK}
     yield Variant("group_advantages by id, batch", group_advantages_kernel, "fp32", 0, batch, 4)
     yield from codec_variants(architecture)
+
+
+def row_variant(name: str, kernel: Any, dtype: str, vocab: int, architecture: str, **constants: Any) -> Variant:
+    """A kernel that reads rows of logits, as it is launched."""
+    arguments = row_tile(vocab, BYTES[dtype], architecture, KINDS[kernel]).arguments()
+    num_warps = arguments.pop("num_warps")
+    del arguments["enable_fp_fusion"]
+    return Variant(name, kernel, dtype, vocab, arguments | constants, num_warps)
+
+
+def candidate_variants() -> Iterator[tuple[Kind, Variant]]:
+    """What the sweep measures, on rows of 151,936 bfloat16 logits and an H100."""
+    for kind, choices in CANDIDATES.items():
+        for name, choice in choices.items():
+            kernel, constants = {
+                "scan": (token_logprobs_kernel, {"live_ptr": None}),
+                "write": (token_logprobs_backward_kernel, {"grad_entropy_ptr": None}),
+                "loss": (grpo_loss_overlapped_kernel if choice.programs else grpo_loss_kernel, PLAIN_LOSS),
+            }[kind]
+            with trying(kind, choice):
+                yield kind, row_variant(name, kernel, "bf16", 151_936, "sm_90", **constants)
 
 
 def codec_variants(architecture: str) -> Iterator[Variant]:

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from sizes import MADE_UP, fitting
 
 from fgrpo_kernels import codec as cpp
 from fgrpo_kernels.codec import gpu as delta_codec
@@ -17,7 +18,7 @@ pytestmark = [
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
 def test_ten_million_values_with_feedback_over_rounds(codec, rounding):
-    size = 10_000_019
+    size = fitting(10_000_019, 5_019)
     new, base = torch.randn(size) * 0.02, (torch.randn(size) * 0.02).bfloat16()
     residual, on_device = torch.zeros(size), torch.zeros(size, device="cuda")
     for seed in range(3):
@@ -46,6 +47,7 @@ def test_more_than_2_to_31_values(rounding):
     assert not out.isnan().any()
 
 
+@pytest.mark.skipif(MADE_UP, reason="nothing is compiled there")
 def test_a_new_size_or_seed_needs_no_new_kernel():
     from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
 
@@ -63,7 +65,7 @@ def test_a_new_size_or_seed_needs_no_new_kernel():
 
 
 def test_encode_waits_once_and_decode_never():
-    values, residual = torch.randn(100_000, device="cuda"), torch.zeros(100_000, device="cuda")
+    values, residual = torch.randn(fitting(100_000, 999), device="cuda"), torch.zeros(fitting(100_000, 999), device="cuda")
     encoded = delta_codec.encode(values, None, residual, "int4", 64, "nearest", 0)
     torch.cuda.set_sync_debug_mode("warn")
     try:

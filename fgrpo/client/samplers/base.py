@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,9 @@ class Prompts:
 
     tokens_PL: Tensor
     mask_PL: Tensor
+
+    def to(self, device: torch.device) -> Prompts:
+        return Prompts(*(x.to(device, non_blocking=True) for x in (self.tokens_PL, self.mask_PL)))
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,13 @@ class Completions:
 
     tokens_BT: Tensor
     logp_BT: Tensor
+
+    def on_host(self) -> Completions:
+        """Return them in CPU memory, brought there in one transfer: each makes the host wait for the device."""
+        if self.tokens_BT.device.type == "cpu":
+            return self
+        tokens_BT, bits_BT = torch.stack([self.tokens_BT, self.logp_BT.view(torch.int32).long()]).cpu()
+        return Completions(tokens_BT, bits_BT.int().view(torch.float32))
 
 
 class Sampler(Protocol):

@@ -35,8 +35,9 @@ class Batch(NamedTuple):
 
 
 def cases(options: Options) -> Iterator[Case]:
-    tokens = 1024 if options.on_gpu else 128
-    sequences = max(1, (options.rows or (8192 if options.on_gpu else 512)) // tokens)
+    rows = options.rows or (8192 if options.on_gpu else 512)
+    tokens = min(rows, 1024 if options.on_gpu else 128)
+    sequences = rows // tokens
     vocabulary, dtype = head_of(options).vocabulary, dtype_of(options)
     size = sequences * tokens * vocabulary * dtype.itemsize
     bound = 1e-4 if dtype == torch.float32 else 1e-2

@@ -20,8 +20,9 @@ CHECKED = (4, 24, 64, 3_000)  # B, T, H, V
 
 
 def cases(options: Options) -> Iterator[Case]:
-    tokens = 1024 if options.on_gpu else 128
-    sequences = max(1, (options.rows or (8192 if options.on_gpu else 2048)) // tokens)
+    rows = options.rows or (8192 if options.on_gpu else 2048)
+    tokens = min(rows, 1024 if options.on_gpu else 128)
+    sequences = rows // tokens
     hidden, vocabulary = head_of(options)
     dtype = dtype_of(options)
     shape: Shape = {
