@@ -60,7 +60,7 @@ def _check_report(report: Report, client: str, round_number: int) -> None:
         )
     # A report from another machine may hold anything: what the aggregation rules and the logs compute with must be
     # numbers, and numbers that a float can hold.
-    counts = [("sequences", 1), ("tokens", 0), ("informative", 0), ("unrewarded", 0), ("reward_failures", 0)]
+    counts = [("sequences", 1), *((n, 0) for n in ("tokens", "informative", "groups", "unrewarded", "reward_failures"))]
     for name, least in [*counts, ("rows", 1)] if report.rows is not None else counts:
         count = getattr(report, name)
         if isinstance(count, bool) or not isinstance(count, int) or not least <= count < 2**53:
