@@ -57,14 +57,15 @@ def write_report(folder: RunFolder) -> Path:
 def about_run(config: Config, summary: RunSummary) -> list[tuple[str, str]]:
     """Return what one must know of a run to tell it from another, as (what, value)."""
     codec, robust = config.codec, config.aggregation.robust
-    began, ended = (summary.rounds[at].ended[:16].replace("T", " ") for at in (0, -1))
-    dates = began if ended[:10] == began[:10] else f"{began[:10]} to {ended[:10]}"
+    ended = [round_.ended[:16].replace("T", " ") for round_ in summary.rounds if round_.ended]
+    days = sorted({time[:10] for time in ended})
+    date = f"{ended[0]} UTC" if len(days) == 1 else " to ".join(days[:: len(days) - 1]) if days else ""
     return [
         ("model", Path(config.model).name if "/" in config.model else config.model),
         ("rule", config.aggregation.rule if robust == "none" else f"{config.aggregation.rule}, {robust}"),
         ("codec", codec.codec if codec.codec in ("bf16", "none") else f"{codec.codec}, block {codec.block}"),
         ("seed", str(config.seed)),
-        *([("date", f"{dates} UTC" if len(dates) == 16 else dates)] if began else []),
+        *([("date", date)] if date else []),  # runs of earlier releases have none
     ]
 
 
