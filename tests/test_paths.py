@@ -72,3 +72,13 @@ def test_a_file_that_is_a_link_keeps_its_name(project):
     (project / "data" / "a.jsonl").unlink()
     (project / "data" / "a.jsonl").symlink_to(project / "data" / "b.csv")
     assert paths(read_config("project/config.yaml"))[1] == "project/data/a.jsonl"
+
+
+def test_test_sets_are_found_beside_the_configuration_too(project):
+    (project / "config.yaml").write_text(
+        "clients: {a: {tasks: [{dataset: data/a.jsonl, test_dataset: data/b.csv}]}}\n"
+        "evaluation: {tasks: [{dataset: data/b.csv}]}"
+    )
+    config = read_config("project/config.yaml")
+    assert config.clients["a"].tasks[0].test_dataset == "project/data/b.csv"
+    assert config.evaluation.tasks[0].dataset == "project/data/b.csv"

@@ -32,10 +32,10 @@ def evaluate(policy: Policy, client: Client, config: Config, round_number: int) 
         prompts=len(questions),
         accuracy=sum(correct) / len(questions),
         score=sum(values) / len(questions),
-        samples=[
+        samples=tuple(
             _sample(questions[i], completions[i], values[i], correct[i])
             for i in spread(len(questions), config.evaluation.samples)
-        ],
+        ),
     )
 
 

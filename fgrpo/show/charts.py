@@ -139,7 +139,7 @@ def count_picture(title: str, counts: Mapping[str, Mapping[str, int]], kinds: Se
 
     Args:
         counts: by name and kind.
-        kinds: those that have a colour; all others together are the last one's neighbour.
+        kinds: those with a colour of their own; all others share the one after them.
     """
     longest = max(sum(of_name.values()) for of_name in counts.values())
     others = any(kind not in kinds for of_name in counts.values() for kind in of_name)

@@ -17,7 +17,7 @@ from fgrpo.show.tables import TextTable
 from fgrpo.show.text import byte_size, percent, points, seconds
 from fgrpo.show.verdict import verdict
 
-_OF_NO_MATTER = ("output_dir", "report_to")  # for what a run comes to
+_OF_NO_MATTER = ("output_dir", "report_to", "rewards.folder")  # where things lie, not what a run is
 
 
 @dataclass(frozen=True)

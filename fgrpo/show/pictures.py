@@ -13,18 +13,19 @@ from fgrpo.show.text import percent, seconds
 def pictures(summary: RunSummary) -> tuple[list[Picture], list[str]]:
     """Return a run's pictures, and in words what is constant in it, and so not drawn."""
     crosses = {c: [r.round for r in summary.rounds if c in r.quarantined] for c in summary.clients}
-    by_round, weight, signs = accuracy_by_round(summary), weights(summary), list(vital_signs(summary))
+    by_round, reward, weight = accuracy_by_round(summary), rewards(summary), weights(summary)
+    signs = list(vital_signs(summary))
     drawn = [_accuracy_bars(summary), _data(summary)]
     if max(map(len, by_round.values.values())) > 2 and not by_round.constant:  # of two the bars say it all
         drawn.append(line_picture(by_round, summary.shown()))
-    drawn += [line_picture(s, summary.shown(), crosses) for s in (rewards(summary), weight) if not s.constant]
+    drawn += [line_picture(s, summary.shown(), crosses) for s in (reward, weight) if not s.constant]
     panels = [line_picture(sign, list(sign.values)).panels[0] for sign in signs if not sign.constant]
     if panels:
         drawn.append(Picture("How training went: means over the clients of a round", tuple(panels)))
     drawn.append(_time(summary))
     constants = [
-        f"{series.title.lower()} {series.range_in_words()}"
-        for series in (weight, *signs)
+        f"{series.title.partition(',')[0].lower()} {series.range_in_words()}"
+        for series in (reward, weight, *signs)
         if series.constant and series.several
     ]
     return [picture for picture in drawn if picture is not None], constants

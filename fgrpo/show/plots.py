@@ -1,7 +1,4 @@
-"""A run's pictures as files, for slides and papers; the page draws its own, for any width (`fgrpo/show/charts.py`).
-
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
-"""
+"""A run's pictures as files, for slides and papers; the page draws its own, for any width (`fgrpo/show/charts.py`)."""
 
 from __future__ import annotations
 
@@ -20,23 +17,23 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from fgrpo.show.series import Series, accuracy_by_round, is_constant, rewards, weights
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.text import byte_size, percent, points, printable, ratio, seconds
+from fgrpo.show.theme import LIGHT
 
 _WIDTH, _DPI = 8.0, 150  # inches, pixels per inch
 _LINES_IN_A_PANEL = 8  # with more, the other clients are a grey blur
-_PAPER, _INK, _FAINT, _DATA, _WARNING = "#ffffff", "#222222", "#c4c7cc", "#0072B2", "#D55E00"
 _STAGE_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 
 
 def write_plots(summary: RunSummary, folder: Path) -> dict[str, Path]:
     """Write every picture that the run has data for as `folder/<name><suffix>.png`; return the files by name."""
     style: dict[Any, Any] = {
-        "figure.facecolor": _PAPER,
-        "axes.facecolor": _PAPER,
-        "savefig.facecolor": _PAPER,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), _INK),
-        **dict.fromkeys(("xtick.color", "ytick.color"), _FAINT),
-        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), _INK),
-        "axes.edgecolor": _FAINT,
+        "figure.facecolor": LIGHT.paper,
+        "axes.facecolor": LIGHT.paper,
+        "savefig.facecolor": LIGHT.paper,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), LIGHT.ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), LIGHT.faint),
+        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), LIGHT.ink),
+        "axes.edgecolor": LIGHT.faint,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9.0,
@@ -89,11 +86,11 @@ def _small_multiples(summary: RunSummary, series: Series, *, every_round: bool =
     for client, panel in zip(shown, panels, strict=True):
         for other in lines if others_too else ():
             if other != client:
-                panel.plot(*lines[other], color=_FAINT, linewidth=0.7)
+                panel.plot(*lines[other], color=LIGHT.faint, linewidth=0.7)
         if series.mark is not None:
-            panel.axhline(series.mark, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            panel.axhline(series.mark, color=LIGHT.ink, linewidth=0.8, linestyle=(0, (4, 3)))
         dots = 3.2 if len(rounds) <= 40 else 1.8
-        panel.plot(*lines[client], color=_DATA, linewidth=1.8, marker="o", markersize=dots)
+        panel.plot(*lines[client], color=LIGHT.data, linewidth=1.8, marker="o", markersize=dots)
         if every_round:
             _mark_quarantined(panel, summary, client)
         _name_panel(panel, client, [text(value) for _, value in sorted(values[client].items())])
@@ -101,7 +98,7 @@ def _small_multiples(summary: RunSummary, series: Series, *, every_round: bool =
         if shared:
             panel.set_ylim(bottom=0)
     if every_round and any(s.quarantined for s in summary.rounds):
-        figure.text(0.99, 0.08 / figure.get_figheight(), "crosses: quarantined", ha="right", color=_WARNING)
+        figure.text(0.99, 0.08 / figure.get_figheight(), "crosses: quarantined", ha="right", color=LIGHT.warning)
     return figure
 
 
@@ -149,7 +146,7 @@ def _line(values: Mapping[int, float], rounds: list[int]) -> tuple[list[int], li
 def _mark_quarantined(panel: Axes, summary: RunSummary, client: str) -> None:
     rounds = [s.round for s in summary.rounds if client in s.quarantined]
     transform = panel.get_xaxis_transform()  # rounds across, panel height up
-    panel.plot(rounds, [0.06] * len(rounds), "x", color=_WARNING, markersize=4.5, transform=transform)
+    panel.plot(rounds, [0.06] * len(rounds), "x", color=LIGHT.warning, markersize=4.5, transform=transform)
 
 
 def _tick(value: float, text: Callable[[float | None], str]) -> str:
@@ -170,7 +167,7 @@ def _accuracy(summary: RunSummary) -> Figure | None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots()
     for row, (_, before, after) in enumerate(bars):
-        for value, colour, offset in ((before, _FAINT, -0.19), (after, _DATA, 0.19)):
+        for value, colour, offset in ((before, LIGHT.faint, -0.19), (after, LIGHT.data, 0.19)):
             if value is not None:
                 axes.barh(row + offset, value, height=0.36, color=colour)
                 axes.text(value + 0.008, row + offset, percent(value), va="center", fontsize=8)
@@ -180,7 +177,7 @@ def _accuracy(summary: RunSummary) -> Figure | None:
     axes.set_yticks(range(len(bars)), [_short(client, 28) for client, *_ in bars])
     if mean:
         axes.get_yticklabels()[-1].set_fontweight("bold")
-        axes.axhline(len(bars) - 1.5, color=_FAINT, linewidth=0.8)
+        axes.axhline(len(bars) - 1.5, color=LIGHT.faint, linewidth=0.8)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.23)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -196,7 +193,7 @@ def _bytes(summary: RunSummary) -> Figure | None:
     figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
     figure.suptitle(f"Uplink per round: {part} of float32", x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes, rounds = figure.subplots(), [s.round for s in summary.rounds]
-    for values, what, colour in ((float32, "as float32", _FAINT), (uplink, "sent", _DATA)):
+    for values, what, colour in ((float32, "as float32", LIGHT.faint), (uplink, "sent", LIGHT.data)):
         label = f"{what}  {byte_size(fmean(values))} a round"
         axes.stairs(values, _edges(rounds), fill=True, color=colour, label=label)
     _round_axis(axes, rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fgrpo.changes import in_words
 from fgrpo.config import Config
 from fgrpo.errors import RunError
 from fgrpo.run_folder import RunFolder
@@ -37,6 +38,7 @@ def write_report(folder: RunFolder) -> Path:
         title=f"FGRPO run {name}: {', '.join(f'{what} {value}' for what, value in about)}",
         run=name,
         about=about,
+        changes=[f"from round {number} on: {in_words(changes)}" for number, changes in folder.changes()],
         findings=verdict(summary),
         headline=_headline(summary),
         pictures=drawn,
@@ -54,15 +56,16 @@ def write_report(folder: RunFolder) -> Path:
 
 def about_run(config: Config, summary: RunSummary) -> list[tuple[str, str]]:
     """Return what one must know of a run to tell it from another, as (what, value)."""
-    codec = config.codec
-    began, ended = (summary.rounds[at].ended[:16].replace("T", " ") for at in (0, -1))
-    dates = began if ended[:10] == began[:10] else f"{began[:10]} to {ended[:10]}"
+    codec, robust = config.codec, config.aggregation.robust
+    ended = [round_.ended[:16].replace("T", " ") for round_ in summary.rounds if round_.ended]
+    days = sorted({time[:10] for time in ended})
+    date = f"{ended[0]} UTC" if len(days) == 1 else " to ".join(days[:: len(days) - 1]) if days else ""
     return [
         ("model", Path(config.model).name if "/" in config.model else config.model),
-        ("rule", config.aggregation.rule),
+        ("rule", config.aggregation.rule if robust == "none" else f"{config.aggregation.rule}, {robust}"),
         ("codec", codec.codec if codec.codec in ("bf16", "none") else f"{codec.codec}, block {codec.block}"),
         ("seed", str(config.seed)),
-        *([("date", f"{dates} UTC" if len(dates) == 16 else dates)] if began else []),
+        *([("date", date)] if date else []),  # runs of earlier releases have none
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -82,7 +83,7 @@ def vital_signs(summary: RunSummary) -> Iterator[Series]:
         values = {}
         for round_ in summary.rounds:
             found = [measure(r[round_.round]) for r in summary.reports.values() if round_.round in r]
-            known = [value for value in found if value is not None]
+            known = [value for value in found if value is not None and math.isfinite(value)]
             if known:
                 values[round_.round] = fmean(known)
         yield Series(name, {name: values}, write)

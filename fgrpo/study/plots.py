@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fgrpo.show.plots import DARK, LIGHT, Theme
 from fgrpo.show.text import printable
+from fgrpo.show.theme import DARK, LIGHT, Theme
 from fgrpo.study.comparison import Row, Runs
 from fgrpo.study.intervals import t_interval
 from fgrpo.study.measures import Curve

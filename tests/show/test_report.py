@@ -248,6 +248,12 @@ def test_the_page_shows_names_reasons_and_configuration_as_text(page):
     assert "25.0% → 85.0%" in html.text
 
 
+def test_the_page_says_what_a_resumed_run_changed(tmp_path):
+    folder = make_run(tmp_path / "run", ("solo",), 1)
+    folder.reopen(CONFIG, {"train.lr": (1e-5, 1e-4)})
+    assert "from round 2 on: train.lr 1e-05 -> 0.0001" in read(write_report(folder)).text
+
+
 def test_samples_show_the_same_prompt_before_and_after(page):
     text = " ".join(read(page).text.split())
     assert "prompt1 + <i>1</i> = reference2 before3 ✗ 0 after round 42 ✓ 1" in text
