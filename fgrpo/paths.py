@@ -13,7 +13,7 @@ from fgrpo import yaml_text
 from fgrpo.config import PACKAGED_MODELS, Config, RewardsConfig, TaskConfig
 
 # The keys whose value may be a path, by the section that they are in.
-_PATHS = {(Config, "model"), (TaskConfig, "dataset"), (RewardsConfig, "folder")}
+_PATHS = {(Config, "model"), (TaskConfig, "dataset"), (TaskConfig, "test_dataset"), (RewardsConfig, "folder")}
 
 
 def found_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
