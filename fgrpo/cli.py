@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgrpo import __version__
 from fgrpo.errors import FgrpoError, Interrupted
+from fgrpo.show.loading import Loading
 
 if TYPE_CHECKING:
     from fgrpo.config import Config
@@ -101,26 +102,28 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.settings import read_config
 
     config = read_config(arguments.config, overrides)
-    _say_loading(f"model {config.model}")
-    with hub_or_disk(config):  # before what takes seconds to import
+    with Loading(f"model {config.model}") as loading, hub_or_disk(config):  # before what takes seconds to import
         from fgrpo.experiment import train
 
-        _finish(train(config, _observed))
+        folder = train(config, loading.until(_observed))
+    _finish(folder)
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    _say_loading(arguments.run)
-    from fgrpo.experiment import resume
+    with Loading(arguments.run) as loading:
+        from fgrpo.experiment import resume
 
-    _finish(resume(arguments.run, overrides, _observed))
+        folder = resume(arguments.run, overrides, loading.until(_observed))
+    _finish(folder)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    _say_loading(arguments.target)
-    from fgrpo.experiment import evaluate
-    from fgrpo.show.terminal import print_evaluations
+    with Loading(arguments.target):
+        from fgrpo.experiment import evaluate
+        from fgrpo.show.terminal import print_evaluations
 
-    print_evaluations(evaluate(arguments.target, overrides, arguments.round))
+        evaluations = evaluate(arguments.target, overrides, arguments.round)
+    print_evaluations(evaluations)
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -199,10 +202,6 @@ def _new(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.new import write_project
 
     print(write_project(arguments.dir))
-
-
-def _say_loading(what: object) -> None:
-    print(f"loading {what} ...", flush=True)
 
 
 def _finish(folder: RunFolder) -> None:

@@ -17,15 +17,7 @@ from fgrpo.nearest import did_you_mean
 
 _WIDTH = 100
 # Enough for a first run; everything else has a value that does.
-_FIRST = (
-    "rounds",
-    "model",
-    "lora.rank",
-    "train.lr",
-    "rollout.max_new_tokens",
-    "rollout.group_size",
-    "aggregation.rule",
-)
+_FIRST = ("rounds", "model", "lora", "train.lr", "rollout.max_new_tokens", "aggregation.rule")
 
 
 @dataclass(frozen=True)
@@ -53,16 +45,12 @@ def print_keys(words: Sequence[str]) -> None:
         ConfigError: no key has any of the words.
     """
     keys = all_keys()
-    shown = [
-        key for key in keys if not words or any(word.lower() in f"{key.name} {key.help}".lower() for word in words)
-    ]
+    shown = [key for key in keys if not words or any(key.mentions(word) for word in words)]
     if not shown:
         raise ConfigError(f"no key has {' or '.join(words)}{did_you_mean(words[0], [key.name for key in keys])}")
     if not words:
         by_name = {key.name: key for key in keys}
-        _print(
-            "Turn `rounds` first; then, if at all, these. Every key has a value.", [by_name[name] for name in _FIRST]
-        )
+        _print("The dial to turn first is `rounds`; these come next:", [by_name[name] for name in _FIRST])
     for section, own in _by_section(shown):
         _print(section, own)
     if not words:
@@ -127,6 +115,7 @@ def _by_section(keys: Sequence[Key]) -> Iterator[tuple[str, list[Key]]]:
 def _print(title: str, keys: Sequence[Key]) -> None:
     print(title)
     for key in keys:
-        print(f"  {key.name}: {key.kind}" + (f" = {key.default}" if key.default else ""))
+        head = f"{key.name}: {key.kind}" + (f" = {key.default}" if key.default else "")
+        print(textwrap.fill(head, _WIDTH, initial_indent=" " * 2, subsequent_indent=" " * 4))
         print(textwrap.fill(key.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
     print()

@@ -21,8 +21,14 @@ def test_the_keys_that_are_listed_are_those_that_can_be_set(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "partition: {task: {dataset: a.jsonl}}\nparticipation: {fraction: 1}\nlora: {}"
     )
+    written = ("partition", "participation", "lora")
+    left_out = [key.name for key in all_keys() if "section | null" in key.kind and key.name not in written]
     for key in all_keys():
-        if key.default not in ("", "null", "empty") and "NAME" not in key.name:
+        if (
+            key.default not in ("", "null", "empty")
+            and "[]" not in key.name
+            and not key.name.startswith(("clients.", *left_out))
+        ):
             read_config(tmp_path / "config.yaml", [f"--{key.name}={key.default}"])
 
 

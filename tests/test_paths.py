@@ -9,7 +9,7 @@ from fgrpo.settings import read_config, to_yaml
 YAML = """
 model: models/own
 clients:
-  a: {tasks: [{dataset: data/a.jsonl}, {reasoning_gym: chain_sum}]}
+  a: {tasks: [{dataset: data/a.jsonl, test_dataset: data/b.csv}, {reasoning_gym: chain_sum}]}
   b: {tasks: [{dataset: "data/*.csv"}, {dataset: openai/gsm8k}, {dataset: elsewhere.jsonl}]}
 """
 
@@ -55,6 +55,7 @@ def test_what_a_run_keeps_leads_to_the_same_files_from_anywhere(project, tmp_pat
     before = read_config("project/config.yaml")
     (run / "config.yaml").write_text(to_yaml(before, run))
     kept = (run / "config.yaml").read_text()
+    assert before.clients["a"].tasks[0].test_dataset == "project/data/b.csv"
     assert str(tmp_path) not in kept, "the project can be moved as a whole"
     assert "../../project/data/a.jsonl" in kept
     assert read_config("runs/one/config.yaml") == before
