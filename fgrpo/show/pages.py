@@ -10,15 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fgrpo.errors import RunError
 from fgrpo.show.text import number, printable
 
+_HERE = Path(__file__).parent
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render one of the templates beside this file.
+
+def write_page(path: Path, template: str, folder: Path = _HERE, **values: Any) -> None:
+    """Render one of the templates beside this file, or in another folder and with what is here to extend.
 
     Raises:
         RunError: the page cannot be written.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, _HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

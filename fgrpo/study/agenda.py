@@ -101,7 +101,7 @@ def chosen(pair: Pair, study: Study, find: Find) -> Choice | None:
         result = find(cell)
         accuracy = None if result is None else Curve.of(result.accuracy, pair.scenario.measure).final(study.last)
         finals.setdefault(cell.value, []).append(accuracy)
-    return choose({value: None if None in known else fmean(known) for value, known in finals.items()})  # type: ignore[arg-type,type-var]
+    return choose({value: None if None in known else fmean(known) for value, known in finals.items()})  # type: ignore[arg-type]
 
 
 def played(pair: Pair, study: Study, find: Find) -> tuple[Choice | None, Mapping[int, Result]]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
+import yaml
 
 from fgrpo.config import Config
 from fgrpo.engines.base import Engine
 from fgrpo.engines.choice import open_engine
 from fgrpo.errors import RunError
 from fgrpo.federation import play
-from fgrpo.records import Record, RoundSummary
+from fgrpo.records import TEST_SET, Record, RoundSummary
 from fgrpo.run_folder import RunFolder
-from fgrpo.settings import read_config, to_yaml
+from fgrpo.settings import to_yaml
 from fgrpo.study.baselines import Alone, Pooled, by_itself
 from fgrpo.study.plan import Cell
-from fgrpo.study.result import OTHER_DEFAULT, Result
+from fgrpo.study.result import OTHER_DEFAULT, Result, difference
 
 
 def play_cell(cell: Cell, path: Path, keep: bool, announce: Callable[[int], None]) -> None:
@@ -63,6 +63,7 @@ def _runs(cell: Cell, path: Path) -> Iterator[Iterator[Run]]:
             yield (
                 (Alone(workplace, client, start_P), config, path / "clients" / client)
                 for client in workplace.owners.evaluated
+                if client != TEST_SET
             )
     finally:
         torch.set_num_threads(before)
@@ -70,22 +71,23 @@ def _runs(cell: Cell, path: Path) -> Iterator[Iterator[Run]]:
 
 def _play(engine: Engine, config: Config, path: Path, announce: Callable[[], None]) -> RunFolder:
     folder = RunFolder(path)
+    text = to_yaml(config, path)
     if folder.config_file.is_file():
-        _check_same(config, folder)
-        folder.reopen(to_yaml(config))
+        _check_same(text, folder)
+        folder.reopen(text, changes={})
     else:
-        folder = RunFolder.create(path, to_yaml(config))
+        folder = RunFolder.create(path, text)
     state = folder.load() if folder.rounds() else folder.initial(engine.initial_parameters())
     with folder.log():
         play(state, engine, config, folder, _Announcer(announce))
     return folder
 
 
-def _check_same(config: Config, folder: RunFolder) -> None:
+def _check_same(text: str, folder: RunFolder) -> None:
     """Raise RunError if a run that was broken off had another configuration."""
-    before = replace(read_config(folder.config_file), engine=config.engine)
-    if different := next((f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name)), None):
-        raise RunError(f"{folder.path} holds a run with another {different}; {OTHER_DEFAULT}")
+    before = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+    if different := difference(before, yaml.safe_load(text)):
+        raise RunError(f"{folder.path} holds a run with {different}; {OTHER_DEFAULT}")
 
 
 def _prune(folder: RunFolder) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-
 from fgrpo.errors import RunError
+from fgrpo.show.pages import write_page
 from fgrpo.show.tables import TextTable
-from fgrpo.show.text import printable
 from fgrpo.study import tables
 from fgrpo.study.agenda import Find
 from fgrpo.study.comparison import Runs, rows, runs
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.plots import write_plots
 from fgrpo.study.spec import Study
-
-_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 class Report(NamedTuple):
@@ -54,20 +49,20 @@ def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapp
         text = [tables.markdown(table) for table in (overview, *scenario_tables.values(), *tuning, *failed)]
         heading = f"# Study {study.name}\n\n{tables.how_to_read(study)}.\n"
         (report / "table.md").write_text("\n".join([heading, *text]), encoding="utf-8")
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters["printable"] = printable  # names and reasons come from outside
-        environment.filters["inline"] = _inline
-        html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-            study=study,
-            headline=_headline(study, all_runs, find, len(failures)),
-            overview=overview,
-            sections=[(table, pictures[name]) for name, table in scenario_tables.items()],
-            how_to_read=tables.how_to_read(study),
-            rest=[*tuning, *failed],
-        )
-        page.write_text(html, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
+    write_page(
+        page,
+        "study.html.jinja",
+        folder=Path(__file__).parent,
+        title=f"FGRPO study {study.name}",
+        headline=_headline(study, all_runs, find, len(failures)),
+        overview=overview,
+        sections=[(table, pictures[name]) for name, table in scenario_tables.items()],
+        how_to_read=tables.how_to_read(study),
+        rest=[*tuning, *failed],
+        text=study.text,
+    )
     brief = [tables.scenario_table(study, scenario.name, all_rows, brief=True) for scenario in study.scenarios]
     return Report(page, [overview, *brief, *failed])
 
@@ -90,7 +85,3 @@ def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -
         ("seeds", str(len(study.seeds)), "the same for every arm"),
         ("runs", str(len(finished)), ", ".join(details)),
     ]
-
-
-def _inline(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

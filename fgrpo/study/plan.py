@@ -52,8 +52,9 @@ class Cell:
     def folder(self) -> Path:
         """Its folder within the study's. It ends with a digest of all that the run depends on."""
         value = "" if self.value is None else f"{slug(str(self.value))}-"
-        said = json.dumps([self.baseline, _said(replace(self.config, engine=EngineConfig()))], sort_keys=True)
-        digest = blake2b(said.encode(), digest_size=4).hexdigest()
+        rewards = replace(self.config.rewards, folder=None)  # where somebody keeps it changes nothing
+        said = _said(replace(self.config, engine=EngineConfig(), rewards=rewards))
+        digest = blake2b(json.dumps([self.baseline, said], sort_keys=True).encode(), digest_size=4).hexdigest()
         return Path(slug(self.scenario), slug(self.arm), f"{value}seed{self.seed}-{digest}")
 
     @property
@@ -129,7 +130,7 @@ def _resolved(study: Study, base: Path, scenario: Scenario, arm: Arm) -> Config:
     rounds = {} if study.rounds is None else {"rounds": study.rounds}
     config = read_config(base, [*options(rounds), *options(scenario.overrides), *options(arm.overrides)])
     if arm.baseline is not None:
-        server = config.server if _sets(arm.overrides, "server") else ServerConfig()
+        server = config.server if _sets(arm.overrides, "server") else ServerConfig(optimizer="plain", step="fixed")
         config = replace(
             config,
             aggregation=AggregationConfig(rule="uniform"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fgrpo.records import Record
 
 _FILE = "result.json"
+_OF_NO_MATTER = ("engine", "output_dir", "report_to", "rewards.folder")
 OTHER_DEFAULT = "has a default changed since? Delete it, or name another output_dir"
 
 
@@ -39,13 +40,15 @@ class Result:
     @staticmethod
     def of(records: Iterable[Record], config: Config) -> Result:
         """Add up the records of a run, or of one for each client."""
-        from fgrpo.records import Evaluation, RoundSummary
+        from fgrpo.records import TEST_SET, Evaluation, RoundSummary
 
         accuracy: dict[str, dict[int, float]] = {}
         weights: dict[str, dict[int, float]] = {}
         quarantined, seconds = 0, 0.0
         for record in records:
             if isinstance(record, Evaluation):
+                if record.client == TEST_SET:
+                    continue  # it is nobody's
                 accuracy.setdefault(record.client, {})[record.round] = record.accuracy
             elif isinstance(record, RoundSummary):
                 for client, weight in record.weights.items():
@@ -77,13 +80,16 @@ class Result:
 
     def differs(self, config: Config) -> str | None:
         """Return the first key whose value was another, in words; keys that are new since then do not count."""
-        return _difference(self.config, json.loads(json.dumps(asdict(config))))
+        return difference(self.config, json.loads(json.dumps(asdict(config))))
 
 
-def _difference(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
-    for key in then.keys() & now.keys() - {"engine"}:
+def difference(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first key that two configurations have both, and whose values differ in what a run comes to."""
+    for key in then.keys() & now.keys():
+        if f"{prefix}{key}" in _OF_NO_MATTER:
+            continue
         if isinstance(then[key], dict) and isinstance(now[key], dict):
-            if found := _difference(then[key], now[key], f"{prefix}{key}."):
+            if found := difference(then[key], now[key], f"{prefix}{key}."):
                 return found
         elif then[key] != now[key]:
             return f"{prefix}{key} {then[key]}, expected {now[key]}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgrpo.errors import FgrpoError, RunError
+from fgrpo.hub import hub_or_disk
 from fgrpo.study.agenda import Agenda, Find
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, pairs
@@ -34,16 +36,14 @@ class Player:
     def __call__(self, cell: Cell, announce: Callable[[int], None]) -> None:
         from fgrpo.study.cell import play_cell  # here, as it brings torch and transformers
 
-        folder = self.root / cell.folder
         try:
-            play_cell(cell, folder, self.keep, announce)
+            play_cell(cell, self.root / cell.folder, self.keep, announce)
         except FgrpoError:
             raise
         except Exception as error:  # of the program, or of a user's reward
-            log = folder / "log.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
+            log = self.root / "log.txt"
             with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(traceback.format_exc())
+                file.write(f"{cell.name}\n{traceback.format_exc()}\n")
             (*_, last) = traceback.format_exception_only(error)
             raise RunError(f"{last.splitlines()[0]}; its traceback is in {log}") from None
 
@@ -107,7 +107,10 @@ def _play(study: Study, agenda: Agenda, find: Find, jobs: int | None) -> None:
             return ""
         return f"{100 * Curve.of(result.accuracy, measure[cell.scenario]).final(study.last):.1f}%"
 
-    with StudyProgress(agenda, told) as progress:
+    with ExitStack() as stack:
+        for config in {cell.config.model: cell.config for cell in left}.values():
+            stack.enter_context(hub_or_disk(config))
+        progress = stack.enter_context(StudyProgress(agenda, told))
         play_all(agenda, Player(study.output_dir, study.keep), jobs, progress, preload)
 
 

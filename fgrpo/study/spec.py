@@ -14,6 +14,7 @@ from fgrpo import yaml_text
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
+from fgrpo.paths import found_from
 
 BASELINES = ("centralised", "local")
 Overrides = Mapping[str, Any]  # by key of the configuration: `server.lr`, or a whole section
@@ -132,6 +133,7 @@ def read_study(path: str | Path) -> Study:
 def _study(keys: Any, path: Path, text: str) -> Study:
     keys = {key: value for key, value in _mapping("a study", keys).items() if not key.startswith("x-")}
     _known("", keys, _KEYS)
+    keys |= {name: _found_from(keys.get(name), path.parent) for name in ("arms", "scenarios")}
     arms = [_arm(name, values) for name, values in _mapping("arms", keys.get("arms")).items()]
     arms += [Arm(name, baseline=name) for name in baselines(keys.get("baselines"), [arm.name for arm in arms])]
     scenarios = _mapping("scenarios", keys.get("scenarios")) or {path.stem: {}}
@@ -194,11 +196,19 @@ def seeds(key: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _found_from(named: Any, folder: Path) -> Any:
+    """Return overrides by name with their paths, which are relative to the file, as they are from here."""
+    if not isinstance(named, dict):
+        return named
+    return {name: found_from(keys, folder) if isinstance(keys, dict) else keys for name, keys in named.items()}
+
+
 def _base(value: Any, path: Path) -> Path | Mapping[str, Any]:
     if value is None:
         raise ConfigError("base: expected the path of a configuration, or its keys")
     if not isinstance(value, str):
-        return _mapping("base", value)
+        keys = found_from(dict(_mapping("base", value)), path.parent)
+        return {**keys, "rewards": {"folder": str(path.parent), **_mapping("base.rewards", keys.get("rewards"))}}
     beside = path.parent / value
     return beside if beside.exists() else Path(value)
 

@@ -81,6 +81,16 @@ def test_a_cells_folder_follows_from_its_configuration(study):
     assert all("<" not in str(folder) for folder in before)
 
 
+def test_paths_are_relative_to_the_studys_file_and_name_no_cell(study, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+    small = study("scenarios: {s: {clients: {a: {tasks: [{dataset: rows.jsonl}]}}}}")
+    (cell,) = pairs(small)[0].reported(None, [0])
+    assert cell.config.clients["a"].tasks[0].dataset == str(tmp_path / "rows.jsonl")
+    assert cell.config.rewards.folder == str(tmp_path), "modules of reward functions lie beside it"
+    moved = replace(cell, config=replace(cell.config, rewards=replace(cell.config.rewards, folder="/elsewhere")))
+    assert moved.folder == cell.folder
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

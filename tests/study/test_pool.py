@@ -1,5 +1,6 @@
 """Cells over processes, with players that need no model."""
 
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -90,11 +91,17 @@ def test_an_arm_whose_tuning_fails_at_some_values_is_tuned_over_the_others(study
 
 
 def test_an_interrupt_ends_the_study_and_its_processes(study, tmp_path):
-    small = with_arms(study(), "interrupted")
+    class Interrupted(Watcher):
+        def begun(self, cell):
+            super().begun(cell)
+            if "sleeping" in cell.name:
+                raise KeyboardInterrupt
+
+    small, before = with_arms(study(), "sleeping"), multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
-        play(small, tmp_path / "cells", 0)
-    _, reasons = play(study(), tmp_path / "cells", 0)
-    assert reasons == {}, "what was finished before is kept"
+        play_all(Agenda(small, pairs(small), finder(tmp_path)), Player(tmp_path), 1, Interrupted())
+    assert multiprocessing.active_children() == before
+    assert play(study(), tmp_path, 0)[1] == {}, "what was finished before is kept"
 
 
 def with_arms(small, *names):

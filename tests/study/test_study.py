@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fgrpo.cli import main
+from fgrpo.config import Config
 from fgrpo.errors import RunError
+from fgrpo.records import TEST_SET, Evaluation
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import to_yaml
 from fgrpo.study.cell import play_cell
@@ -91,15 +93,21 @@ def test_a_run_by_other_defaults_is_not_taken_for_this_one(study, tmp_path, fini
     cell = cell_of(small, "fedavg")
     folder = small.output_dir / cell.folder
     other = replace(cell, config=replace(cell.config, server=replace(cell.config.server, momentum=0.5)))
+    folder.mkdir(parents=True)
+    message = r"holds a run with server\.momentum 0\.5, expected 0\.9; has a default changed since"
     if finished:
-        folder.mkdir(parents=True)
         Result.of([], other.config).write(folder)
-        with pytest.raises(RunError, match=r"server\.momentum 0\.5, expected 0\.9; has a default changed since"):
+        with pytest.raises(RunError, match=message):
             run_study(small, jobs=0)
     else:
-        RunFolder.create(folder, to_yaml(other.config))
-        with pytest.raises(RunError, match=r"holds a run with another server; has a default changed since"):
+        RunFolder.create(folder, to_yaml(other.config, folder))
+        with pytest.raises(RunError, match=message):
             play_cell(cell, folder, False, lambda turns: None)
+
+
+def test_the_test_set_of_a_run_is_no_client():
+    of_nobody, of_client = Evaluation(TEST_SET, 0, 8, 0.5, 0.5), Evaluation("a", 0, 8, 0.25, 0.5)
+    assert Result.of([of_nobody, of_client], Config()).accuracy == {"a": {0: 0.25}}
 
 
 def test_clients_alone_are_federations_of_one(study, tmp_path):
