@@ -9,6 +9,7 @@ A step that fails stops no other; the exit status is the worst one's. Options go
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import torch
 ROOT = Path(__file__).parents[1]
 TESTS = (
     *("test_gpu.py", "test_gpu_head.py", "test_options.py", "test_registration.py", "test_candidates.py"),
-    *("test_delta_codec.py", "test_delta_codec_gpu.py"),
+    *("test_delta_codec.py", "test_delta_codec_gpu.py", "test_gpu_loop.py"),
 )
 OPS = ("grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec")
-WORKERS = 8  # a test's time is mostly that of compiling its kernels, on one core
+WORKERS = int(os.environ.get("WORKERS", "8"))  # a test's time is mostly that of compiling its kernels, on one core
 
 
 def run(*arguments: str) -> int:
@@ -31,7 +32,7 @@ def run(*arguments: str) -> int:
 
 
 def test(_: list[str]) -> int:
-    at_once = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    at_once = ["-n", str(WORKERS)] if WORKERS and importlib.util.find_spec("xdist") else []
     files = [f"tests/kernels/{name}" for name in TESTS]
     return run("-m", "pytest", "--durations=15", "-rs", *at_once, *files)
 

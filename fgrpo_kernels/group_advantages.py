@@ -123,7 +123,7 @@ def group_advantages(
         arguments = (rewards, group_size or 0, group_ids, num_groups, reward_weights)
         if decoupled:
             return GroupAdvantages(*gpu.normalize_then_sum(*arguments, eps))
-        return GroupAdvantages(*gpu.group_advantages(*arguments, scale, baseline, eps))
+        return GroupAdvantages(*gpu.group_advantages_directly(*arguments, scale, baseline, eps))
     return reference.group_advantages(
         rewards,
         group_size,

@@ -12,6 +12,7 @@ from fgrpo_kernels.checks import can_look_at, check_logprobs, check_rows, check_
 from fgrpo_kernels.derivatives import as_constant, check_constants
 from fgrpo_kernels.kl import ESTIMATORS, KL
 from fgrpo_kernels.objectives import Objective
+from fgrpo_kernels.objectives.base import is_objective
 from fgrpo_kernels.policy_terms import PolicyTerms
 
 
@@ -45,7 +46,7 @@ def flatten_terms(
     required = {"advantages": advantages, "weights": weights}
     optional = {"old_logp": old_logp, "ref_logp": ref_logp, "policy_factor": policy_factor, "mask": mask}
     check_tensors(op, optional | {"sequence_ids": sequence_ids}, targets=targets, **required)
-    if not isinstance(objective, Objective):
+    if not is_objective(objective):
         raise TypeError(f"{op}: objective must be an objective such as PPOClip(), got {objective!r}")
     if kl not in ESTIMATORS:
         raise ValueError(f"{op}: kl must be one of {', '.join(ESTIMATORS)}, got {kl!r}")

@@ -11,6 +11,7 @@ from fgrpo_kernels import reference
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets, check_tensors
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
+from fgrpo_kernels.direct import direct
 from fgrpo_kernels.dispatch import uses_triton
 from fgrpo_kernels.gpu import token_logprobs as gpu
 from fgrpo_kernels.results import TokenLogprobs
@@ -71,7 +72,7 @@ def logprobs_of_live_rows(
     inplace_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """logp and entropy `[N]` of the rows of `logits` over its first `vocab_size` columns; 0 where not live."""
-    outputs = token_logprobs_forward(logits, targets_N, live_N, temperature, vocab_size, inplace_backward)
+    outputs = _forward(logits, targets_N, live_N, temperature, vocab_size, inplace_backward)
     return outputs[0], outputs[1]
 
 
@@ -188,8 +189,10 @@ def _backward(
         token_logprobs_backward_inplace(grad_logits, *arguments[1:])
     else:
         grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        token_logprobs_backward_(grad_logits, *arguments)
+        _write_gradient(grad_logits, *arguments)
     return grad_logits, None, None, None, None, None
 
 
 token_logprobs_forward.register_autograd(_backward, setup_context=_save)
+_forward = direct(token_logprobs_forward, _save, _backward)
+_write_gradient = direct(token_logprobs_backward_)

@@ -19,6 +19,7 @@ def token_weights(
     num_tokens: float | Tensor | None = None,
     num_sequences: float | Tensor | None = None,
     max_length: int | None = None,
+    divisor: float | Tensor = 1.0,
 ) -> Tensor:
     """`weights` for `grpo_loss`, such that `sum(weights * loss)` is the reduction.
 
@@ -37,8 +38,11 @@ def token_weights(
             to leave them out pass `mask.any(1).sum()`).
         max_length: the longest allowed completion, in tokens; default: T, which changes with the padding.
 
-    The three are facts about the training step, not requests: give all that you know, and each reduction uses those in
-    its row of the table. So a trainer passes the same arguments whatever its `loss_type`.
+        divisor: what the loss is to be divided by, such as the micro-batches of a step. Here it is free; a loss that
+            is divided later has its gradient, as large as the logits, read and written once more.
+
+    The normalisers are facts about the training step, not requests: give all that you know, and each reduction uses
+    those in its row of the table. So a trainer passes the same arguments whatever its `loss_type`.
 
     With data or accumulation steps in parallel, pass normalisers of the whole step; if gradients are then *averaged*
     over W workers (DDP), pass them divided by W.
@@ -60,12 +64,22 @@ def token_weights(
         raise ValueError(f"token_weights: mask must be [B, T], got {list(mask.shape)}")
     if reduction not in get_args(Reduction):
         raise ValueError(f"token_weights: reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
-    given = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_length": max_length}
+    given = {
+        "num_tokens": num_tokens,
+        "num_sequences": num_sequences,
+        "max_length": max_length,
+        "divisor": divisor,
+    }
     for name, value in given.items():
         if value is None or (isinstance(value, Tensor) and not can_look_at(value)):
             continue
         if value <= 0:
             raise ValueError(f"token_weights: {name} must be positive, got {value}")
     return reference.token_weights(
-        mask, reduction, num_tokens=num_tokens, num_sequences=num_sequences, max_length=max_length
+        mask,
+        reduction,
+        num_tokens=num_tokens,
+        num_sequences=num_sequences,
+        max_length=max_length,
+        divisor=divisor,
     )

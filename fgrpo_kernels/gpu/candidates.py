@@ -1,7 +1,7 @@
 """What the row kernels could be launched with instead of the table's choice: worth timing, until a GPU has.
 
-`benchmarks/gpu_sweep.py` measures them. Each compiles for sm_90 without a spilled register
-(`tests/kernels/candidate_resources.csv`), and has a predicted time beside it (docs/predictions.md).
+`benchmarks/gpu_sweep.py` measures them. Each compiles for sm_90 without a spilled register, and has a predicted time in
+`tests/kernels/predicted_times.csv`.
 """
 
 from __future__ import annotations

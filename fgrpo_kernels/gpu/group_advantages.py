@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.direct import direct
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.jit import FUSED, jit, tl
 
@@ -199,6 +200,9 @@ def _(rewards: Tensor, group_size: int, group_ids: Tensor | None, num_groups: in
     return _outputs(rewards, num_groups)
 
 
+group_advantages_directly = direct(group_advantages)
+
+
 def normalize_then_sum(
     rewards: Tensor,
     group_size: int,
@@ -220,11 +224,11 @@ def normalize_then_sum(
         known_B = (group_ids >= 0) & (group_ids < num_groups)
         ids_RB = torch.where(known_B, group_ids + first_R[:, None], -1).flatten()
     columns = rewards_BR.t().flatten()
-    normalised, *_ = group_advantages(columns, group_size, ids_RB, R * num_groups, None, "group", "mean", eps)
+    normalised, *_ = group_advantages_directly(columns, group_size, ids_RB, R * num_groups, None, "group", "mean", eps)
     normalised_BR = torch.where(columns.isnan(), torch.nan, normalised).view(R, B).t()
     groups = (group_size, group_ids, num_groups, reward_weights)
-    unscaled, mean, std, _ = group_advantages(rewards, *groups, "none", "mean", eps)
-    advantages, _, _, degenerate = group_advantages(normalised_BR, *groups, "batch", "mean", eps)
+    unscaled, mean, std, _ = group_advantages_directly(rewards, *groups, "none", "mean", eps)
+    advantages, _, _, degenerate = group_advantages_directly(normalised_BR, *groups, "batch", "mean", eps)
     # What the first launch has found to be wrong: a lone row, an id or a reward that could not be looked at.
     return torch.where(unscaled.isnan(), torch.nan, advantages), mean, std, degenerate
 

@@ -16,9 +16,17 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.derivatives import first_derivative_only
+from fgrpo_kernels.direct import direct
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.loss_rows import launch_loss
-from fgrpo_kernels.gpu.policy_terms import BLOCK, METRICS, named_metrics, parameters_of, policy_terms, vectors_of
+from fgrpo_kernels.gpu.policy_terms import (
+    BLOCK,
+    METRICS,
+    named_metrics,
+    parameters_of,
+    policy_terms_directly,
+    vectors_of,
+)
 from fgrpo_kernels.gpu.token_logprobs import rows_of
 from fgrpo_kernels.jit import FUSED, jit, tl
 from fgrpo_kernels.objectives.base import DeviceForm
@@ -80,7 +88,7 @@ def grpo_loss_tokens(
         numbers = (vocab_size, logits.shape[-1], 1.0 / temperature, *parameters, beta, entropy_coef)
         launch_loss(rows, numbers, N, objective, kl)
     blocks = (None, None, BLOCK, -(-N // BLOCK))
-    loss, metrics, _, _ = policy_terms(
+    loss, metrics, _, _ = policy_terms_directly(
         logp_N, entropy_N, None, None, *blocks, *vectors, objective, parameters, False, beta, kl, entropy_coef, False
     )
     return loss, metrics, gradient
@@ -149,6 +157,8 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 
 
 grpo_loss_tokens.register_autograd(_backward, setup_context=_save)
+_loss_tokens = direct(grpo_loss_tokens)
+scale_directly_ = direct(scale_)
 
 
 class _GRPOLossTokens(torch.autograd.Function):
@@ -159,7 +169,7 @@ class _GRPOLossTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        loss, metrics, ctx.gradient = grpo_loss_tokens(*arguments)
+        loss, metrics, ctx.gradient = _loss_tokens(*arguments)
         ctx.save_for_backward(*arguments[:7])
         ctx.options = arguments[7:]
         ctx.mark_non_differentiable(metrics)
@@ -171,6 +181,6 @@ class _GRPOLossTokens(torch.autograd.Function):
         tensors = ctx.saved_tensors  # raises if the logits have been written to
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # an earlier backward pass has given it away
-            _, _, gradient = grpo_loss_tokens(*tensors, *ctx.options)
-        scale_(gradient, grad_loss)
+            _, _, gradient = _loss_tokens(*tensors, *ctx.options)
+        scale_directly_(gradient, grad_loss)
         return (gradient, *[None] * 14)

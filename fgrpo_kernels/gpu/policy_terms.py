@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.derivatives import first_derivative_only
+from fgrpo_kernels.direct import direct
 from fgrpo_kernels.dispatch import device_of
 from fgrpo_kernels.gpu.policy_kernels import NUM_SUMS, finish_kernel, live_rows_kernel, policy_terms_kernel
 from fgrpo_kernels.jit import FUSED
@@ -70,14 +71,14 @@ def parameters_of(form: DeviceForm) -> list[float]:
 def rows_that_count(terms: PolicyTerms, sequences: Sequences) -> Tensor:
     """bool `[N]`: `PolicyTerms.informative_mask`."""
     all_weighted = terms.beta != 0 or terms.entropy_coef != 0
-    return live_rows(*vectors_of(terms)[:3], terms.mask_N, *sequences, all_weighted)
+    return _live_rows(*vectors_of(terms)[:3], terms.mask_N, *sequences, all_weighted)
 
 
 def loss_of_logprobs(
     logp_N: Tensor, entropy_N: Tensor, live_N: Tensor, terms: PolicyTerms, sequences: Sequences, form: DeviceForm
 ) -> GRPOLoss:
     """Loss and metrics, differentiable in `logp_N` and `entropy_N`."""
-    loss, metrics, _, _ = policy_terms(
+    loss, metrics, _, _ = policy_terms_directly(
         logp_N, entropy_N, live_N, terms.mask_N, *sequences, *vectors_of(terms), form.name, parameters_of(form),
         terms.objective.sequence_level, terms.beta, terms.kl, terms.entropy_coef,
         torch.is_grad_enabled() and logp_N.requires_grad,
@@ -194,6 +195,8 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 
 
 policy_terms.register_autograd(_backward, setup_context=_save)
+policy_terms_directly = direct(policy_terms, _save, _backward)
+_live_rows = direct(live_rows)
 
 
 def named_metrics(metrics: Tensor, terms: PolicyTerms) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.dispatch import uses_triton
-from fgrpo_kernels.gpu.grpo_loss import scale_
+from fgrpo_kernels.gpu.grpo_loss import scale_directly_
 from fgrpo_kernels.head.blocks import Block, Rows
 from fgrpo_kernels.head.softcap import apply_softcap_slope_
 from fgrpo_kernels.head.tensors import Head, HeadDtypes, HeadTensors
@@ -124,7 +124,7 @@ def _times(total: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None or (factor.device.type == "cpu" and factor == 1):
         return total
     if uses_triton(total):
-        scale_(total, factor)
+        scale_directly_(total, factor)
         return total
     return total.mul_(factor)
 

@@ -98,14 +98,14 @@ def _weights(trainer: Any, mask: Tensor, reduction: Reduction, num_items: Tensor
     """`[B, T]`: TRL's reduction of this micro-batch, with its share of the optimiser step."""
     accumulation = trainer.current_gradient_accumulation_steps
     num_tokens = num_items.clamp(min=1.0) / trainer.accelerator.num_processes
-    weights = token_weights(
+    return token_weights(
         mask,
         reduction,
         num_tokens=num_tokens * accumulation / trainer.args.steps_per_generation,
         num_sequences=len(mask) * accumulation,
         max_length=trainer.max_completion_length,
+        divisor=accumulation if reduction == "bnpo" else 1,  # the others have it in their normalisers
     )
-    return weights / accumulation if reduction == "bnpo" else weights
 
 
 @dataclass

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from tiny_grpo import FIXED, PROMPTS, reward, train
 
 from fgrpo_kernels import linear_grpo_loss
+from fgrpo_kernels.head.gradients import HeadGradients
 from fgrpo_kernels.integrations.trl import accelerate_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's own
@@ -123,6 +124,21 @@ def sampling_engine(trainer):
 
     trainer._generate_single_turn = generate
     trainer.use_vllm = True
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo"])
+def test_accumulation_costs_no_pass_over_the_gradient(loss_type, tmp_path, monkeypatch):
+    """What TRL divides the loss by is in the weights, so that the gradient that comes in is 1."""
+    incoming, result = [], HeadGradients.result
+
+    def recorded(self, upstream=None):
+        incoming.append(float(upstream))
+        return result(self, upstream)
+
+    monkeypatch.setattr(HeadGradients, "result", recorded)
+    accumulation = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    train(tmp_path, accelerate_trainer, steps=1, loss_type=loss_type, **accumulation)
+    assert incoming == [1.0, 1.0]
 
 
 VARIANTS = {  # options of the run, and how many of its micro-batches take the fused loss

@@ -144,6 +144,23 @@ def test_advantages_are_one_launch(groups):
     assert len(events) == 1, [event.name for event in events]
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_same_gradient_twice(level):
+    """Bit for bit: nothing is added up in an order of the moment."""
+    logits = torch.randn(fitting(64, 4), 1000, device="cuda").bfloat16()
+    N = len(logits)
+    arguments = {
+        "targets": torch.randint(1000, (N,), device="cuda"),
+        "advantages": torch.randn(N, device="cuda"),
+        "weights": torch.rand(N, device="cuda"),
+        "sequence_ids": torch.arange(N, device="cuda") % 4,
+        "objective": PPOClip(level=level),
+    }
+    first, second = (gradient_and_outputs(grpo_loss, logits, arguments) for _ in range(2))
+    for once, again in zip(first[:2], second[:2], strict=True):
+        assert torch.equal(once, again)
+
+
 @pytest.mark.parametrize("margin", [12.0, 20.0, 30.0])
 def test_gradient_of_a_target_far_ahead(margin):
     logits = torch.zeros(1, 5000, device="cuda")

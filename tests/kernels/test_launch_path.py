@@ -3,6 +3,7 @@
 The ops' host code runs as on a GPU, on tensors of the CPU, up to the launch, which compiles and goes no further.
 """
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +18,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fgrpo_kernels import PPOClip, checks, dispatch, group_advantages, grpo_loss, layout, token_logprobs
+from fgrpo_kernels import PPOClip, dispatch, group_advantages, grpo_loss, token_logprobs
 from fgrpo_kernels.codec import gpu as delta_codec
 from fgrpo_kernels.codec.gpu_blocks import decode_kernel
 from fgrpo_kernels.gpu.group_advantages import group_advantages_kernel
 from fgrpo_kernels.gpu.loss_kernel import grpo_loss_kernel
 from fgrpo_kernels.gpu.policy_kernels import live_rows_kernel, policy_terms_kernel
 from fgrpo_kernels.gpu.token_logprobs import token_logprobs_backward_kernel, token_logprobs_kernel
+
+
+def as_on_a_gpu(monkeypatch):
+    """CPU tensors take the kernels, and nobody looks at their values."""
+    monkeypatch.setattr(dispatch, "DEVICES", {"cpu"})
+    for name in ("checks", "layout", "grpo_loss", "group_advantages"):
+        monkeypatch.setattr(sys.modules[f"fgrpo_kernels.{name}"], "can_look_at", lambda x: False)
 
 
 @pytest.fixture
@@ -41,9 +49,7 @@ def compiled(monkeypatch):
         return run(self, *args, grid=grid, warmup=True, **options)
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(dispatch, "DEVICES", {"cpu"})
-    for module in (checks, layout):  # as where looking would wait
-        monkeypatch.setattr(module, "can_look_at", lambda x: False)
+    as_on_a_gpu(monkeypatch)
     return lambda kernel: len(kernel.device_caches[0][0])
 
 
@@ -95,3 +101,25 @@ def test_a_delta_of_any_size_is_decoded_by_one_kernel(compiled):
         codes, scales = torch.zeros(32 * rows, dtype=torch.uint8), torch.zeros(rows, dtype=torch.bfloat16)
         delta_codec.decode(codes, scales, "int4", 64, torch.empty(size))
     assert compiled(decode_kernel) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "limit"),
+    [
+        pytest.param(lambda: group_advantages(torch.zeros(64), 8), 40, id="group_advantages"),
+        pytest.param(lambda: losses(4, 64, "token"), 205, id="grpo_loss, token level"),
+        pytest.param(lambda: losses(4, 64, "sequence"), 245, id="grpo_loss, sequence level"),
+    ],
+)
+def test_host_work_of_a_call(call, limit, monkeypatch):
+    """Python functions entered, launches apart: for small batches the host's time is the whole of it."""
+    as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **options: None)
+    call()  # what is looked up once
+    entered = []
+    sys.setprofile(lambda frame, event, argument: entered.append(frame.f_code) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    assert len(entered) <= limit

@@ -50,3 +50,11 @@ def test_the_same_facts_may_go_to_every_reduction():
 def test_mistakes_are_named(mask, reduction, arguments, message):
     with pytest.raises(ValueError, match=message):
         token_weights(mask, reduction, **arguments)
+
+
+def test_a_divisor_is_that_of_the_loss():
+    for reduction in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo"):
+        whole = token_weights(MASK, reduction)
+        torch.testing.assert_close(token_weights(MASK, reduction, divisor=4), whole / 4)
+    with pytest.raises(ValueError, match="divisor must be positive, got 0"):
+        token_weights(MASK, divisor=0)

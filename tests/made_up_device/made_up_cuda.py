@@ -91,11 +91,12 @@ def install() -> None:
 
 def prepare_fgrpo() -> None:
     """Have tensors of the host take the PyTorch path, as beside a real device, and benchmarks small sizes."""
-    from fgrpo_kernels import dispatch
+    from fgrpo_kernels import direct, dispatch
     from fgrpo_kernels.bench import limits, shapes
     from fgrpo_kernels.bench.ops import device_codec
 
     dispatch.DEVICES.discard("cpu")
+    direct.PLAIN.add(MadeUpTensor)
 
     device_codec.CHECKED = 1 << 10
     limits.COPIED["gpu"], limits.SIDE["gpu"] = 1 << 16, 64
