@@ -65,7 +65,10 @@ def test_a_new_size_or_seed_needs_no_new_kernel():
 
 
 def test_encode_waits_once_and_decode_never():
-    values, residual = torch.randn(fitting(100_000, 999), device="cuda"), torch.zeros(fitting(100_000, 999), device="cuda")
+    values, residual = (
+        torch.randn(fitting(100_000, 999), device="cuda"),
+        torch.zeros(fitting(100_000, 999), device="cuda"),
+    )
     encoded = delta_codec.encode(values, None, residual, "int4", 64, "nearest", 0)
     torch.cuda.set_sync_debug_mode("warn")
     try:
