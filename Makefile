@@ -9,7 +9,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test fuzz gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
+.PHONY: train train-smollm2 test bench fuzz gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
 
 train: $(READY)
 	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
@@ -26,6 +26,11 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/kernels
+
+# Every op beside its rivals, as far as they are installed, in under 15 minutes on two cores: a table, and a file an op in
+# $$OUT or runs/bench. Rivals: pip install -e '.[bench]'. Longer and calmer: make bench BENCH="--seconds 5".
+bench: $(READY)
+	$(BIN)/python -m fgrpo_kernels.bench all $(BENCH)
 
 # The C++ core against arbitrary bytes (docs/security.md). Needs Clang; the seconds are divided among the targets.
 SECONDS ?= 60
