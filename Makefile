@@ -9,7 +9,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test bench fuzz gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
+.PHONY: train train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
 
 train: $(READY)
 	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
@@ -55,6 +55,10 @@ gpu-train: gpu-build
 	$(ON_GPU) train $(BENCH)
 gpu-build:
 	$(PYTHON) setup.py build_ext --inplace
+
+# The ops as a folder that the `kernels` package loads (docs/hub.md). Uploads nothing.
+hub:
+	$(PYTHON) scripts/build_hub.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
