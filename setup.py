@@ -1,6 +1,10 @@
-"""Builds the extension fgrpo_kernels._C from csrc/ with CMake and Ninja. Everything else is in pyproject.toml."""
+"""Builds the extension fgrpo_kernels._C from csrc/ with CMake and Ninja, and an index's page from README.md.
+
+Everything else is in pyproject.toml.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,5 +66,32 @@ class CMakeBuild(build_ext):
         shutil.copy2(build / target.name, target)
 
 
-# The sources are listed so that source distributions hold them.
-setup(ext_modules=[Extension("fgrpo_kernels._C", SOURCES)], cmdclass={"build_ext": CMakeBuild})
+def index_page(readme: str, repository: str | None) -> str:
+    """README.md for a package index, where the repository's files are not beside it.
+
+    Links to them lead to `repository`; where none is named in pyproject.toml, the links' texts stay and pictures go.
+    """
+
+    def elsewhere(match: re.Match[str]) -> str:
+        picture, text, path = match.groups()
+        if repository is None:
+            return "" if picture else text
+        return f"{picture}[{text}]({repository}/{'raw' if picture else 'blob'}/main/{path})"
+
+    prose_and_code = re.split(r"(^```.*?^```)", readme, flags=re.MULTILINE | re.DOTALL)
+    link = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
+    return "".join(part if i % 2 else link.sub(elsewhere, part) for i, part in enumerate(prose_and_code))
+
+
+def repository() -> str | None:
+    named = re.search(r'^Repository = "(.*?)/?"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return named[1] if named else None
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("fgrpo_kernels._C", SOURCES)],  # listed so that source distributions hold the sources
+        cmdclass={"build_ext": CMakeBuild},
+        long_description=index_page((ROOT / "README.md").read_text(encoding="utf-8"), repository()),
+        long_description_content_type="text/markdown",
+    )

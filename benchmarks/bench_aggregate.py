@@ -1,4 +1,4 @@
-"""`aggregate` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/aggregate.py; options: contests.py."""
+"""`aggregate` under pytest-benchmark: fgrpo_kernels/bench/ops/aggregate.py says what is measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`device_codec` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/device_codec.py; options: contests.py."""
+"""`device_codec` under pytest-benchmark: fgrpo_kernels/bench/ops/device_codec.py says what is measured."""
 
 from typing import Any
 

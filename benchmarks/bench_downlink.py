@@ -1,4 +1,4 @@
-"""`downlink` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/downlink.py; options: contests.py."""
+"""`downlink` under pytest-benchmark: fgrpo_kernels/bench/ops/downlink.py says what is measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`encode` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/encode.py; options: contests.py."""
+"""`encode` under pytest-benchmark: fgrpo_kernels/bench/ops/encode.py says what is measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`gram` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/gram.py; options: contests.py."""
+"""`gram` under pytest-benchmark: fgrpo_kernels/bench/ops/gram.py says what is measured."""
 
 from typing import Any
 

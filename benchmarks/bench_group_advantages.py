@@ -1,4 +1,4 @@
-"""`group_advantages` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/group_advantages.py; options: contests.py."""
+"""`group_advantages` under pytest-benchmark: fgrpo_kernels/bench/ops/group_advantages.py says what is measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`grpo_loss` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/grpo_loss.py; options: contests.py."""
+"""`grpo_loss` under pytest-benchmark: fgrpo_kernels/bench/ops/grpo_loss.py says what is measured."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`linear_grpo_loss` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/linear_grpo_loss.py; options: contests.py."""
+"""`linear_grpo_loss` under pytest-benchmark: fgrpo_kernels/bench/ops/linear_grpo_loss.py says what is measured."""
 
 from typing import Any
 

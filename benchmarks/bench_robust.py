@@ -1,4 +1,4 @@
-"""`robust` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/robust.py; options: contests.py."""
+"""`robust` under pytest-benchmark: fgrpo_kernels/bench/ops/robust.py says what is measured."""
 
 from typing import Any
 

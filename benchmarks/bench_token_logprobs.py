@@ -1,4 +1,4 @@
-"""`token_logprobs` under pytest-benchmark. Cases and contenders: fgrpo_kernels/bench/ops/token_logprobs.py; options: contests.py."""
+"""`token_logprobs` under pytest-benchmark: fgrpo_kernels/bench/ops/token_logprobs.py says what is measured."""
 
 from typing import Any
 

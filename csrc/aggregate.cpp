@@ -2,10 +2,12 @@
 #include <atomic>
 #include <cmath>
 
+#include "client_stats.h"
 #include "delta_codec.h"
 #include "format.h"
 #include "kernels.h"
 #include "order.h"
+#include "payloads.h"
 #include "threads.h"
 
 namespace fgrpo {
@@ -22,12 +24,6 @@ constexpr std::size_t kParts = 128;
 // is needed shows while the sum is made, tile by tile, from codes that are then in the cache.
 constexpr std::size_t kFirstBytes = 4096;
 
-// A payload's part of a tile.
-Term term_at(const Payload& payload, std::size_t first, float weight) {
-    const std::size_t scale = has_scales(payload.format.codec) ? first / payload.format.block : 0;
-    return {payload.codes.data() + code_offset(payload.format, first), payload.scales.data() + scale, weight};
-}
-
 // The sum of the terms' values [first, first + N), in `sum`, which has room for whole blocks.
 void sum_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
                float* sum) {
@@ -39,41 +35,6 @@ void sum_terms(const Kernels& simd, std::span<const Weighted> terms, std::size_t
             batch[count++] = term_at(*terms[i].payload, first, terms[i].weight);
         }
         simd.accumulate[static_cast<int>(format.codec)](batch, count, format.block, N, i == count, sum);
-    }
-}
-
-// Whether N values of a payload are whole blocks whose scales are such that no value is beyond float32: only then do
-// products of codes say all that products of values would.
-bool codes_say_all(const Payload& payload, const Term& term, std::size_t N) {
-    const Format format = payload.format;
-    if (!has_scales(format.codec) || N % format.block != 0) return false;
-    unsigned largest = 0;
-    for (std::size_t b = 0; b < N / format.block; ++b) {
-        largest = std::max(largest, static_cast<std::uint16_t>(term.scales[b]) & 0x7fffu);
-    }
-    return largest < largest_scale(format.codec);
-}
-
-// Adds what the tile says of each term to `stats`, in the terms' order. `sum` has kTile values.
-void add_moments(const Kernels& simd, std::span<const Weighted> terms, std::size_t first, std::size_t N,
-                 const float* sum, ClientStats* stats) {
-    alignas(64) float values[kTile];
-    alignas(64) double mean[kTile];
-    const std::size_t padded = (N + 15) / 16 * 16;
-    std::copy_n(sum, N, mean);
-    std::fill(mean + N, mean + padded, 0.0);
-    for (std::size_t k = 0; k < terms.size(); ++k) {
-        const Payload& payload = *terms[k].payload;
-        const int codec = static_cast<int>(payload.format.codec);
-        const Term term = term_at(payload, first, 1.0f);
-        double &squared_norm = stats[k].squared_norm, &dot = stats[k].dot_with_mean;
-        if (codes_say_all(payload, term, N)) {
-            simd.moments_of_codes[codec](term, payload.format.block, N, mean, &squared_norm, &dot);
-            continue;
-        }
-        simd.accumulate[codec](&term, 1, payload.format.block, N, true, values);
-        std::fill(values + N, values + padded, 0.0f);
-        simd.moments(values, mean, padded, &squared_norm, &dot);
     }
 }
 
@@ -99,7 +60,7 @@ bool weighted_sum(const Ordered& ordered, std::span<float> out, std::span<Client
         } else if (sum == own) {
             std::copy_n(sum, N, out.data() + first);
         }
-        if (tile_stats) add_moments(simd, terms, first, N, sum, tile_stats);
+        if (tile_stats) add_client_stats(terms, first, {sum, N}, tile_stats);
         for (const std::size_t tie : ordered.ties) {
             if (!equal_blocks(*terms[tie - 1].payload, *terms[tie].payload, first, N)) right = false;
         }

@@ -39,11 +39,6 @@ Scaling scaling_named(std::string_view name) {
     return static_cast<Scaling>(index_of("scale", kScalings, name));
 }
 
-std::size_t code_bits(Codec codec) {
-    constexpr std::size_t bits[] = {8, 4, 2, 16, 32};
-    return bits[static_cast<std::size_t>(codec)];
-}
-
 std::size_t code_bytes(Format format, std::size_t size) {
     require_format("code_bytes", format);
     if (size > std::numeric_limits<std::size_t>::max() / 8) {

@@ -8,7 +8,10 @@
 namespace fgrpo {
 
 // Bits of a code. Tables of the kernels are indexed by the enum's value; the quantising codecs come first.
-std::size_t code_bits(Codec codec);
+inline std::size_t code_bits(Codec codec) {
+    constexpr std::size_t bits[] = {8, 4, 2, 16, 32};
+    return bits[static_cast<std::size_t>(codec)];
+}
 inline bool has_scales(Codec codec) { return codec < Codec::bf16; }
 
 // Bytes of codes before value `first`, which starts a block.

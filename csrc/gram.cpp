@@ -100,9 +100,7 @@ struct Unpacked {
 
     void take_values(const Payload& payload, std::size_t first, std::size_t N, std::size_t row) {
         const Format format = payload.format;
-        const std::size_t scale = has_scales(format.codec) ? first / format.block : 0;
-        const Term term{payload.codes.data() + code_offset(format, first), payload.scales.data() + scale,
-                        1.0f};
+        const Term term = term_at(payload, first, 1.0f);
         kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values[row]);
         std::fill(values[row] + N, values[row] + (N + 7) / 8 * 8, 0.0f);
     }

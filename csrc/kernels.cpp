@@ -27,7 +27,6 @@ constinit const Kernels FGRPO_SIMD = {
     {accumulate_codes<8>, accumulate_codes<4>, accumulate_codes<2>, accumulate_values<bfloat16>,
      accumulate_values<float>},
     moments,
-    {moments_of_codes<8>, moments_of_codes<4>, moments_of_codes<2>},
     stream,
     fence,
 };

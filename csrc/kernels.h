@@ -95,11 +95,6 @@ struct Kernels {
     void (*moments)(const float* values, const double* mean, std::size_t N, double* squared_norm,
                     double* dot);
 
-    // The same of a term's N values without its weight, N a multiple of the block: exact products of codes, summed by
-    // block, times the scale. [codec]
-    void (*moments_of_codes[3])(const Term& term, std::size_t block, std::size_t N, const double* mean,
-                                double* squared_norm, double* dot);
-
     // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread
     // reads.
     void (*stream)(const float* tile, std::size_t N, float* out);

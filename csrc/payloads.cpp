@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "format.h"
-#include "kernels.h"
 
 namespace fgrpo {
 

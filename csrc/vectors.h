@@ -115,6 +115,26 @@ inline Vector<int, lanes> round_to_nearest(Vector<float, lanes> values) {
     return (Vector<int, lanes>)(values + 0x1.8p23f) - 0x4b400000;
 }
 
+// The bits of a float32's magnitude: in the order of magnitudes, with infinity and NaN above all numbers.
+using Magnitudes = Vector<int, kLanes>;
+inline Magnitudes magnitudes(Vector<float, kLanes> values) { return (Magnitudes)values & 0x7fffffff; }
+inline Magnitudes larger(Magnitudes a, Magnitudes b) { return a > b ? a : b; }
+
+inline uint32_t largest(Magnitudes values) {
+    using Four = Vector<int, 4>;
+    Four parts[kLanes / 4];
+    __builtin_memcpy(parts, &values, sizeof(values));
+    Four most = parts[0];
+    for (const Four part : parts) most = most > part ? most : part;
+#if defined(__SSE2__)
+    const auto other = (Four)_mm_shuffle_epi32((__m128i)most, 0b01001110);
+    most = most > other ? most : other;
+#else
+    for (size_t i = 0; i < 2; ++i) most[i] = most[i] > most[i + 2] ? most[i] : most[i + 2];
+#endif
+    return static_cast<uint32_t>(most[0] > most[1] ? most[0] : most[1]);
+}
+
 // The vectors that codes of `bits` bits are read and written with: `lanes` bytes at a time, which hold as
 // many values for each slot. A block of int2 may have no more than 8 bytes.
 template <int bits, size_t block = kSmallestBlock>

@@ -1,4 +1,4 @@
-"""The command line: `fgrpo train | resume | evaluate | report | compare | inspect | keys`."""
+"""The command line; `fgrpo --help` lists its commands."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgrpo.errors import FgrpoError
+from fgrpo import __version__
+from fgrpo.errors import FgrpoError, Interrupted
+from fgrpo.show.loading import Loading
 
 if TYPE_CHECKING:
     from fgrpo.config import Config
     from fgrpo.engines.base import Observer
     from fgrpo.run_folder import RunFolder
+    from fgrpo.study.spec import Study
 
 
 # Read by libraries when they are imported, which happens later; whoever sets one outside keeps their value.
@@ -38,20 +42,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    sys.path.append(os.getcwd())  # a reward of the user's own lies beside the configuration
     try:
         arguments.command(arguments, overrides)
     except FgrpoError as error:
         print(f"fgrpo: error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(f"fgrpo: interrupted; whole rounds are kept, go on with: fgrpo resume {stop.run}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
-        print("fgrpo: interrupted; whole rounds are kept, go on with `fgrpo resume RUN`", file=sys.stderr)
+        print("fgrpo: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="fgrpo", description="Federated GRPO with adaptive aggregation.")
+    parser = argparse.ArgumentParser(
+        prog="fgrpo", description="Federated GRPO with adaptive aggregation.", epilog="A first project: fgrpo new DIR"
+    )
+    parser.add_argument("--version", action="version", version=f"fgrpo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Any, target: str, about: str, overrides: bool = False) -> argparse.ArgumentParser:
@@ -62,37 +71,59 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         sub.set_defaults(command=command, takes_overrides=overrides)
         return sub
 
+    add("new", _new, "DIR", "write a commented configuration with sample data and a reward function, to start from")
     add("train", _train, "CONFIG", "start a run from a YAML configuration", overrides=True)
     add("resume", _resume, "RUN", "continue a run from its last whole round", overrides=True)
     evaluate = add("evaluate", _evaluate, "TARGET", "held-out accuracy of a run or of a configuration's model", True)
     evaluate.add_argument("--round", type=int, help="a round of the run whose state is kept (default: the last)")
     add("report", _report, "RUN", "write plots and an HTML page, and print the tables")
-    compare = add("compare", _compare, "", "print the held-out accuracy of several runs side by side")
+    compare = add("compare", _compare, "", "print how several runs differ: their configurations, and what they came to")
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    compare.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, action="append", default=[], help="also write .csv, .json or .html"
+    )
+    study = add("study", _study, "STUDY", "play arms x scenarios x seeds, and compare them; see docs/studies.md")
+    sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
+    sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
+    for command in (study, sweep):
+        command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core)")
+        command.add_argument("--output-dir", "--output_dir", type=Path, metavar="DIR", help="the study's folder")
+        command.add_argument("--report", action="store_true", help="play nothing, write what is finished")
+    add("rules", _rules, "", "list the rules by which clients are weighed, step sizes and robust merges")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
-    add("keys", _keys, "", "list every key of the configuration")
+    keys = add("keys", _keys, "", "list every key of the configuration, or those whose name or help has a word")
+    keys.add_argument("words", metavar="WORD", nargs="*")
     arguments, overrides = parser.parse_known_args(argv)
     return parser, arguments, overrides
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.experiment import train
+    from fgrpo.hub import hub_or_disk
     from fgrpo.settings import read_config
 
-    _finish(train(read_config(arguments.config, overrides), _observed))
+    config = read_config(arguments.config, overrides)
+    with Loading(f"model {config.model}") as loading, hub_or_disk(config):  # before what takes seconds to import
+        from fgrpo.experiment import train
+
+        folder = train(config, loading.until(_observed))
+    _finish(folder)
 
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.experiment import resume
+    with Loading(arguments.run) as loading:
+        from fgrpo.experiment import resume
 
-    _finish(resume(arguments.run, overrides, _observed))
+        folder = resume(arguments.run, overrides, loading.until(_observed))
+    _finish(folder)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.experiment import evaluate
-    from fgrpo.show.terminal import print_evaluations
+    with Loading(arguments.target):
+        from fgrpo.experiment import evaluate
+        from fgrpo.show.terminal import print_evaluations
 
-    print_evaluations(evaluate(arguments.target, overrides, arguments.round))
+        evaluations = evaluate(arguments.target, overrides, arguments.round)
+    print_evaluations(evaluations)
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -103,9 +134,50 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.run_folder import RunFolder
+    from fgrpo.show.comparison import Compared
+    from fgrpo.show.comparison_files import check_output, write_comparison
     from fgrpo.show.terminal import print_comparison
 
-    print_comparison({str(path): list(RunFolder.open(path).records()) for path in arguments.runs})
+    for path in arguments.output:
+        check_output(path)
+    runs = [Compared.of(RunFolder.open(path)) for path in arguments.runs]
+    for path in arguments.output:
+        write_comparison(path, runs)
+    print_comparison(runs)
+
+
+def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.study.spec import read_study
+
+    _play_study(read_study(arguments.study), arguments)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.study.sweep import sweep
+
+    _play_study(sweep(arguments.config, overrides, arguments.baselines), arguments)
+
+
+def _play_study(study: Study, arguments: argparse.Namespace) -> None:
+    from fgrpo.show.terminal import print_tables
+    from fgrpo.study.run import run_study
+
+    study = replace(study, output_dir=arguments.output_dir or study.output_dir)
+    try:
+        page, found = run_study(study, arguments.jobs, play=not arguments.report)
+    except KeyboardInterrupt:
+        print("fgrpo: interrupted; what is finished is kept, go on with the same command", file=sys.stderr)
+        raise SystemExit(130) from None
+    print_tables(found)
+    print(f"report: {page}")
+
+
+def _rules(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.server.catalogue import catalogue
+    from fgrpo.show.tables import TextTable
+    from fgrpo.show.terminal import print_tables
+
+    print_tables(TextTable(key, ("value", "what it does", "source"), tuple(rows)) for key, rows in catalogue().items())
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -121,9 +193,15 @@ def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _keys(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.settings import config_parser
+    from fgrpo.keys import print_keys
 
-    config_parser().print_help()
+    print_keys(arguments.words)
+
+
+def _new(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.new import write_project
+
+    print(write_project(arguments.dir))
 
 
 def _finish(folder: RunFolder) -> None:
@@ -140,15 +218,20 @@ def _finish(folder: RunFolder) -> None:
 
 @contextmanager
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
+    from fgrpo.changes import in_words
     from fgrpo.participation import participants
     from fgrpo.show.progress import Observers, Progress
-    from fgrpo.show.tensorboard import TensorBoardWriter
+    from fgrpo.show.sinks import curve_writer
     from fgrpo.show.text import engine
 
     print(f"engine: {engine(config.engine)}")
     done = max(folder.rounds(), default=0)
+    for from_round, changes in folder.changes():
+        if from_round == done + 1:
+            print(f"from round {from_round} on: {in_words(changes)}")
     asked = len(participants(clients, config, done + 1))
-    with Progress(config.rounds, clients, asked=asked, done=done) as progress, TensorBoardWriter(folder) as curves:
+    progress = Progress(config.rounds, clients, asked=asked, done=done)
+    with curve_writer(config, folder) as curves, progress:
         yield Observers([progress, curves])
 
 

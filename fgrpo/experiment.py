@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
+from fgrpo.changes import changed, check_rounds_left
 from fgrpo.config import Config
 from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
-from fgrpo.errors import ConfigError, RunError
+from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
@@ -26,30 +28,42 @@ def train(config: Config, observe: MakeObserver) -> RunFolder:
 
     Everything that can be wrong with the configuration is found before the folder is made.
     """
-    config = _with_engine(config)
+    path = Path(config.output_dir or _new_folder())
+    RunFolder(path).check_free()
+    config = _decided(config)
     with open_engine(config) as engine:
-        folder = RunFolder.create(config.output_dir or _new_folder(), _kept_yaml(config))
+        folder = RunFolder.create(path, _kept_yaml(config, path))
         return _play(folder.initial(engine.initial_parameters()), engine, config, folder, observe)
 
 
 def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFolder:
     """Go on from the last whole round of a run, to the same bits as if it had never stopped."""
     folder = RunFolder.open(path)
-    config = _with_engine(_changed(folder, overrides))
-    with open_engine(config) as engine:
+    config, changes = changed(folder, overrides)
+    check_rounds_left(folder, config.rounds, changes)
+    config = _decided(config)
+    with _interruptible(folder), open_engine(config) as engine:
         _check_data(engine, folder)
         state = folder.load() if folder.rounds() else folder.initial(engine.initial_parameters())
         _check_fits(state, engine, folder)
-        folder.reopen(_kept_yaml(config))
+        folder.reopen(_kept_yaml(config, path), changes)
         return _play(state, engine, config, folder, observe)
 
 
 def _play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observe: MakeObserver) -> RunFolder:
-    with folder.log(), observe(config, folder, engine.clients) as observer:
+    with _interruptible(folder), folder.log(), observe(config, folder, engine.clients) as observer:
         state = play(state, engine, config, folder, observer)
         observer.stage("server", "save")
         engine.save(state, folder.path / "model")
     return folder
+
+
+@contextmanager
+def _interruptible(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(folder.path) from None
 
 
 def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> list[Evaluation]:
@@ -57,7 +71,7 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
     folder = RunFolder.open(path) if path.is_dir() else None
     if folder is None and round_number is not None:
         raise RunError(f"--round: {path} is a configuration, expected the folder of a run")
-    config = _with_engine(read_config(path, overrides) if folder is None else _changed(folder, overrides))
+    config = _decided(read_config(path, overrides) if folder is None else changed(folder, overrides)[0])
     with open_engine(config) as engine:
         state = ServerState.initial(engine.initial_parameters()) if folder is None else folder.load(round_number)
         if folder is not None:
@@ -71,38 +85,17 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
     return evaluations
 
 
-def _with_engine(config: Config) -> Config:
-    """Decide what the configuration leaves open about the engine."""
+def _decided(config: Config) -> Config:
+    """Decide what the configuration leaves open about the engine, and make its reward functions importable."""
+    for folder in (config.rewards.folder, os.curdir):
+        if folder is not None and os.path.abspath(folder) not in sys.path:
+            sys.path.append(os.path.abspath(folder))
     return replace(config, engine=chosen(config))
 
 
-def _kept_yaml(config: Config) -> str:
+def _kept_yaml(config: Config, folder: Path) -> str:
     """Return what a run's folder keeps of its configuration: of the engine that on which the bits depend."""
-    return to_yaml(replace(config, engine=replace(config.engine, workers=None)))
-
-
-# What the state on disk, or the choice of held-out prompts, depends on.
-_FIXED = (
-    "model",
-    "gguf_file",
-    "quantization",
-    "lora",
-    "clients",
-    "partition",
-    "seed",
-    "server.optimizer",
-    "evaluation.prompts",
-    "evaluation.clients",
-)
-
-
-def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
-    """Return a run's configuration with overrides, none of which may touch what the run already stands on."""
-    before, config = read_config(folder.config_file), read_config(folder.config_file, overrides)
-    for key in (*_FIXED, "output_dir"):
-        if attrgetter(key)(before) != attrgetter(key)(config):
-            raise ConfigError(f"{key} of the run {folder.path} cannot be changed any more; start a new run")
-    return config
+    return to_yaml(replace(config, engine=replace(config.engine, workers=None)), folder)
 
 
 def _check_fits(state: ServerState, engine: Engine, folder: RunFolder) -> None:
@@ -118,8 +111,9 @@ def _check_data(engine: Engine, folder: RunFolder) -> None:
     """Raise RunError if a dataset is not what it was when the run began."""
     then = {record.client: record.files for record in folder.records() if isinstance(record, ClientData)}
     for client in engine.describe():
-        for name, digest in client.files.items():
-            if then.get(client.client, {}).get(name, digest) != digest:
+        # In the order of the client's tasks: from another working folder a file goes by another name.
+        for (name, digest), before in zip(client.files.items(), then.get(client.client, {}).values(), strict=False):
+            if before != digest:
                 raise RunError(f"{folder.path}: dataset '{name}' has changed since the run began; start a new run")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,12 @@ from fgrpo.errors import RunError
 from fgrpo.participation import participants
 from fgrpo.records import Accepted, Evaluation, Failure, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
-from fgrpo.server.aggregation import gains, make_rule, updated_history
+from fgrpo.server.aggregation import make_rule
 from fgrpo.server.combine import combine
+from fgrpo.server.geometry import Geometry
+from fgrpo.server.history import compares_deltas, learn
 from fgrpo.server.step import server_step
+from fgrpo.server.step_size import make_step_size
 from fgrpo.server.validation import sort_replies
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import fingerprint
@@ -40,23 +44,28 @@ def play_round(
     with stopwatch("aggregate"):
         reports = [reply.report for reply in accepted]
         clients = [report.client for report in reports]
-        weights = dict(zip(clients, make_rule(config.aggregation)(reports, state.history), strict=True))
         deltas = dict(zip(clients, (reply.delta for reply in accepted), strict=True))
+        geometry = Geometry(deltas, state.last_deltas)
+        weights = dict(zip(clients, make_rule(config.aggregation)(reports, state.history, geometry), strict=True))
         combined = combine(deltas, weights, config.aggregation)
+        step_size = make_step_size(config.server)(geometry, combined.weights, state.step)
+        learned = learn(state, reports, combined.weights, geometry, config)
     with stopwatch("server_step"):
-        params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server)
+        params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server, step_size)
 
     new_state = ServerState(
         round=number,
         params_P=params_P,
         optimizer=optimizer,
-        history=updated_history(state.history, reports, config.aggregation.decay),
+        history=learned.clients,
         residuals=state.residuals.updated({c: residuals[c] for c in clients if c in residuals}),
+        step=learned.step,
+        last_deltas=state.last_deltas.updated(deltas) if compares_deltas(config) else state.last_deltas,
     )
     summary = RoundSummary(
         round=number,
         weights=combined.weights,
-        gains=dict(zip(clients, gains(config.aggregation, reports, state.history), strict=True)),
+        gains=learned.gains,
         quarantined=quarantined,
         uplink_bytes={reply.report.client: len(reply.payload) for reply in accepted},
         dense_bytes=4 * engine.manifest.size,
@@ -64,6 +73,9 @@ def play_round(
         seconds=dict(stopwatch.seconds),
         robust=config.aggregation.robust,
         delta_norms=combined.norms,
+        step_size=step_size,
+        agreement=learned.agreement,
+        ended=_now(),
     )
     return new_state, summary, accepted
 
@@ -82,7 +94,8 @@ def _lost_round(
         reasons = "; ".join(f"{client}: {reason}" for client, reason in quarantined.items())
         raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
     size, seconds, robust = 4 * engine.manifest.size, dict(stopwatch.seconds), config.aggregation.robust
-    return replace(state, round=number), RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust), []
+    summary = RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust, ended=_now())
+    return replace(state, round=number), summary, []
 
 
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
@@ -127,6 +140,10 @@ def _close_round(
     for record in records:
         observer.record(record)
     return state
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _log_failures(results: Iterable[object], number: int) -> None:

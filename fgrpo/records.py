@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrpo.last_deltas import LastDeltas
 from fgrpo.residuals import Residuals
 from fgrpo_kernels.codec import Encoded
 
@@ -110,8 +111,8 @@ class Report:
     """What a client tells about its local training; aggregation rules see nothing else.
 
     Attributes:
-        sequences: completions trained on: those that have a reward.
-        tokens: completion tokens trained on.
+        sequences: completions that have a reward, whether their groups taught something or not.
+        tokens: their completion tokens.
         reward_mean, reward_std: over all these sequences of the round, in the client's own reward scale.
         completion_length: mean number of completion tokens.
         degenerate: fraction of prompt groups whose rewards were all equal, and which taught nothing.
@@ -122,6 +123,7 @@ class Report:
         reward_failures: how often a reward function failed for a completion.
         reward_failure: the first such failure in one line, or an empty text.
         informative: completions in prompt groups whose rewards were not all equal: those that taught something.
+        groups: prompt groups drawn.
     """
 
     client: str
@@ -139,6 +141,7 @@ class Report:
     reward_failures: int = 0
     reward_failure: str = ""
     informative: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,11 +184,29 @@ class ClientHistory:
         baseline: exponential moving average of the client's mean reward.
         deviation: exponential moving average of its rewards' standard deviation.
         rounds: accepted replies so far.
+        gain: exponential moving average of its relative gains.
+        agreement: exponential moving average of the cosine of its delta with its own last one; None while no rule has
+            asked for it, or the client has no earlier delta.
     """
 
     baseline: float
     deviation: float
     rounds: int
+    gain: float = 0.0
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class StepHistory:
+    """What the server keeps of its own steps.
+
+    Attributes:
+        rounds: steps so far.
+        agreement: exponential moving average of the clients' mean agreement; None while nobody asked for one.
+    """
+
+    rounds: int = 0
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +215,7 @@ class ClientData:
 
     Attributes:
         rows: training rows; None where a task makes its examples up without end, 0 for a client that takes no part.
-        held_out: prompts held out for evaluation.
+        held_out: prompts held out for evaluation, those of a test set of its own among them.
         labels: training rows per value of the column that the data were split by; empty without one.
         files: a digest per dataset, so that a change under a run is noticed.
         notes: what a person should know, one line each.
@@ -210,14 +231,36 @@ class ClientData:
     round: int = 0
 
 
+TEST_SET = "test set"  # what the run's own test set is called where clients are named; none of theirs has a space
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """The global model on one client's held-out prompts, greedy decoding.
+class Sample:
+    """A prompt and what the global model answers, as texts for people.
 
     Attributes:
+        prompt: as it was asked, before any chat template; the messages of a chat one below the other.
+        answer: the reference answer; empty where the task has none.
+        score: the verifier's, before the client's reward scale.
+    """
+
+    prompt: str
+    answer: str
+    completion: str
+    score: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The global model on one client's held-out prompts, or on the run's own test set, greedy decoding.
+
+    Attributes:
+        client: whose prompts; `TEST_SET` for the run's.
         round: 0 is the model before training.
         accuracy: fraction of prompts with the verifier's full score.
         score: mean of the verifier's score, before the client's reward scale.
+        samples: some of the prompts with their answers, the same ones every time; none unless they are asked for.
     """
 
     client: str
@@ -225,6 +268,7 @@ class Evaluation:
     prompts: int
     accuracy: float
     score: float
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +285,9 @@ class RoundSummary:
         seconds: time per stage: clients, validate, aggregate, server_step.
         robust: how the deltas were combined: none, clipped_mean, trimmed_mean or median.
         delta_norms: L2 norm per accepted client's delta before clipping; empty unless `clipped_mean`.
+        step_size: factor of the server's learning rate.
+        agreement: cosine of an accepted client's delta with its own last one; empty unless a rule asks for it.
+        ended: when, by the server's clock, in UTC as ISO 8601; empty in runs from before this was recorded.
     """
 
     round: int
@@ -253,6 +300,9 @@ class RoundSummary:
     seconds: Mapping[str, float]
     robust: str = "none"
     delta_norms: Mapping[str, float] = field(default_factory=dict)
+    step_size: float = 1.0
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,6 +315,8 @@ class ServerState:
         optimizer: the server optimiser's own vectors, each float32 [P].
         history: personalised baselines.
         residuals: each client's error-feedback residual, float32 [P], of those that have taken part.
+        step: what is kept of the server's steps.
+        last_deltas: each client's last accepted delta, where a rule compares with it; empty where none does.
     """
 
     round: int
@@ -272,6 +324,8 @@ class ServerState:
     optimizer: Mapping[str, Tensor]
     history: Mapping[str, ClientHistory]
     residuals: Residuals
+    step: StepHistory = StepHistory()
+    last_deltas: LastDeltas = field(default_factory=LastDeltas)
 
     @staticmethod
     def initial(params_P: Tensor) -> ServerState:
@@ -291,5 +345,7 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(line: Mapping[str, Any]) -> Record:
     """Return the record that a line of `metrics.jsonl` holds."""
     fields = dict(line)
+    if "samples" in fields:
+        fields["samples"] = tuple(Sample(**sample) for sample in fields["samples"])
     record: Record = _TYPES[fields.pop("type")](**fields)
     return record

@@ -1,9 +1,10 @@
 """A run on disk. A round is there whole or not at all, so a killed run goes on from its last whole round.
 
-RUN/config.yaml                 the configuration
+RUN/config.yaml                 the configuration, with paths from here
+RUN/changes.jsonl               what `fgrpo resume` changed of it, and from which round on, if it did
 RUN/rounds/0003/records.jsonl   what the round measured
 RUN/rounds/0003/state.*         all that the next round needs (kept for the last two rounds)
-RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise)
+RUN/rounds/0003/payloads/       the accepted payloads, as received (likewise, and while a rule compares with them)
 RUN/residuals/0003/             compression residuals of clients that round 3 heard last (while a kept state needs them)
 RUN/metrics.jsonl               the records of all rounds, one after another
 RUN/log.txt                     the tracebacks of clients that failed, if any did
@@ -20,13 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fgrpo.errors import RunError
-from fgrpo.records import ClientHistory, Record, ServerState, from_json, to_json
+from fgrpo.last_deltas import LastDeltas
+from fgrpo.records import ClientHistory, Record, ServerState, StepHistory, from_json, to_json
 from fgrpo.residuals import Residuals, StoredTensor, sync
 
 _KEPT_ROUNDS = 2
@@ -39,30 +42,40 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
+        self._changes_file = self.path / "changes.jsonl"
         self._rounds = self.path / "rounds"
         self._residuals = self.path / "residuals"
 
     @staticmethod
     def create(path: str | Path, config_yaml: str) -> RunFolder:
-        """Make a new run folder; refuse one that already holds a run."""
+        """Make a new run folder, in a place that `check_free` passes."""
         folder = RunFolder(path)
+        folder.check_free()
         try:
-            if folder.config_file.exists():
-                raise RunError(
-                    f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another"
-                )
-            folder._rounds.mkdir(parents=True, exist_ok=True)
-            folder.config_file.write_text(config_yaml)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.config_file.write_text(config_yaml, encoding="utf-8")
+            folder._rounds.mkdir()
         except OSError as error:
             raise RunError(f"output_dir: {path} cannot be written: {error.strerror}") from None
         return folder
+
+    def check_free(self) -> None:
+        """Raise RunError unless a new run can have this folder: it is not there yet, or empty."""
+        if self.config_file.exists() and self._rounds.is_dir():
+            raise RunError(
+                f"output_dir: {self.path} already holds a run; continue it with `fgrpo resume {self.path}` "
+                "or name another"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"output_dir: {self.path} is there, and is no empty folder; name another")
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:
         """Open an existing run folder."""
         folder = RunFolder(path)
-        if not folder.config_file.is_file():
-            raise RunError(f"{path} is not a run folder: it has no config.yaml")
+        for entry in (folder.config_file, folder._rounds):
+            if not entry.exists():
+                raise RunError(f"{path} is not a run folder: it has no {entry.name}")
         return folder
 
     def rounds(self) -> list[int]:
@@ -77,20 +90,24 @@ class RunFolder:
         """Write a round beside its place, flush it, and move it there in one step.
 
         Returns:
-            The state to go on from: the same, with every residual in this folder.
+            The state to go on from: the same, with every residual and last delta in this folder.
         """
         draft, final = self._rounds / f".{state.round:04d}", self._round(state.round)
         try:
             residuals = state.residuals.within(self._residuals, state.round)
+            arrived = [client for client in payloads if client in state.last_deltas]
+            deltas = state.last_deltas.updated({client: self._payload(state.round, client) for client in arrived})
             shutil.rmtree(draft, ignore_errors=True)
             (draft / "payloads").mkdir(parents=True)
             _write(draft / "records.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records).encode())
             for client, payload in payloads.items():
-                _write(draft / "payloads" / f"{client}.safetensors", payload)
+                _write(draft / "payloads" / self._payload(state.round, client).name, payload)
             described = {
                 "round": state.round,
                 "history": {client: asdict(past) for client, past in state.history.items()},
                 "residuals": residuals.rounds(),
+                "step": asdict(state.step),
+                "last_deltas": {client: int(file.parent.parent.name) for client, file in deltas.files().items()},
             }
             _write(draft / "state.json", json.dumps(described, indent=1).encode())
             save_file(_tensors(state), draft / "state.safetensors")
@@ -107,7 +124,7 @@ class RunFolder:
                 f"the rounds before it are whole, continue with `fgrpo resume {self.path}`"
             ) from None
         self._prune(state.round)
-        return replace(state, residuals=residuals)
+        return replace(state, residuals=residuals, last_deltas=deltas)
 
     def load(self, round_number: int | None = None) -> ServerState:
         """Read the state after a round, by default the last whole one."""
@@ -123,7 +140,8 @@ class RunFolder:
                 optimizer = {name: tensors.get_tensor(key) for name, key in _under("optimizer.", tensors.keys())}
                 within_state = dict(_under("residual.", tensors.keys()))
             residuals = Residuals.found(self._residuals, described.get("residuals", {}))
-            for file in residuals.files():
+            deltas = {c: self._payload(at, c) for c, at in described.get("last_deltas", {}).items()}
+            for file in (*residuals.files(), *deltas.values()):
                 file.stat()
         except (OSError, ValueError, SafetensorError) as error:
             raise RunError(f"{self.path}: the state of round {number} cannot be read: {error}") from None
@@ -135,17 +153,34 @@ class RunFolder:
             optimizer=optimizer,
             history={client: ClientHistory(**past) for client, past in described["history"].items()},
             residuals=residuals.updated(stored),
+            step=StepHistory(**described.get("step", {})),
+            last_deltas=LastDeltas(deltas),
         )
 
-    def reopen(self, config_yaml: str) -> None:
-        """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds."""
+    def reopen(self, config_yaml: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Make ready to go on: write the configuration as it is now, and `metrics.jsonl` anew from the whole rounds.
+
+        Args:
+            changes: the keys of the configuration that are new, with their values before and after.
+        """
         try:
+            if changes:
+                note = {"from_round": max(self.rounds(), default=0) + 1, "changes": changes}
+                with self._changes_file.open("a", encoding="utf-8") as notes:
+                    notes.write(json.dumps(note) + "\n")
             draft = self.config_file.with_suffix(".part")
             _write(draft, config_yaml.encode())
             os.replace(draft, self.config_file)
             self._rebuild_metrics()
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def changes(self) -> Iterator[tuple[int, dict[str, tuple[Any, Any]]]]:
+        """Read back what was changed: the round from which on, and the keys with their values before and after."""
+        if self._changes_file.is_file():
+            for line in self._changes_file.read_text(encoding="utf-8").splitlines():
+                note = json.loads(line)
+                yield note["from_round"], {key: (before, after) for key, (before, after) in note["changes"].items()}
 
     def _rebuild_metrics(self) -> None:
         self.metrics_file.write_bytes(b"".join((self._round(n) / "records.jsonl").read_bytes() for n in self.rounds()))
@@ -158,6 +193,9 @@ class RunFolder:
 
     def _round(self, number: int) -> Path:
         return self._rounds / f"{number:04d}"
+
+    def _payload(self, number: int, client: str) -> Path:
+        return self._round(number) / "payloads" / f"{client}.safetensors"
 
     @contextmanager
     def log(self) -> Iterator[None]:
@@ -175,18 +213,23 @@ class RunFolder:
     def _prune(self, newest: int) -> None:
         """Drop the large files of rounds that nobody resumes from."""
         needed: set[Path] = set()
+        old = [number for number in self.rounds() if number <= newest - _KEPT_ROUNDS]
         for number in self.rounds():
-            if number <= newest - _KEPT_ROUNDS:
+            if number in old:
                 for name in ("state.json", "state.safetensors"):
                     (self._round(number) / name).unlink(missing_ok=True)
-                shutil.rmtree(self._round(number) / "payloads", ignore_errors=True)
             else:
                 described = json.loads((self._round(number) / "state.json").read_text())
                 needed |= Residuals.found(self._residuals, described.get("residuals", {})).files()
-        for path in set(self._residuals.glob("*/*")) - needed:
+                needed |= {self._payload(at, client) for client, at in described.get("last_deltas", {}).items()}
+        payloads = [self._round(number) / "payloads" for number in old]
+        for path in {
+            *self._residuals.glob("*/*"),
+            *(file for folder in payloads for file in folder.glob("*")),
+        } - needed:
             path.unlink()
-        for folder in self._residuals.glob("*"):
-            if not any(folder.iterdir()):
+        for folder in (*self._residuals.glob("*"), *payloads):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 

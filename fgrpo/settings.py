@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fgrpo import yaml_text
-from fgrpo.config import Config, TaskConfig
+from fgrpo.config import Config, FaultConfig, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
+from fgrpo.paths import found_from, seen_from
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in a YAML file with overrides such as `["--train.lr", "1e-4"]` applied.
 
+    Paths in the file are relative to it, then to the working folder; those of overrides to the working folder.
+
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
-    parser, keys = config_parser(), _read_yaml(path)
+    parser, keys = config_parser(), found_from(_read_yaml(path), Path(path).parent)
     for key, value in _options(overrides):
         _set(keys, key, value, path)
     try:
-        config = parser.instantiate(parser.parse_object(keys))
+        config = parser.instantiate(parser.parse_object(_without_nulls(keys, Config)))
     except ArgumentError as error:
         raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
+    if config.rewards.folder is None:
+        config = replace(config, rewards=replace(config.rewards, folder=str(Path(path).parent)))
     check(config)
     return config
 
@@ -92,6 +98,20 @@ def _over(old: Any, new: Any, kind: Any) -> Any:
     return new
 
 
+def _without_nulls(value: Any, kind: Any, key: str = "") -> Any:
+    """Return keys with nothing set in a section that is empty; raise ConfigError for a null that says nothing else."""
+    if isinstance(value, dict):
+        inner = {name: (yaml_text.kind_of(kind, name), f"{key}.{name}".lstrip(".")) for name in value}
+        return {name: _without_nulls(x, *inner[name]) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_without_nulls(x, yaml_text.item_of(kind), key) for x in value]
+    if value is not None or kind is Any or NoneType in get_args(kind):
+        return value
+    if yaml_text.is_section(kind) or get_origin(kind) is dict:
+        return {}
+    raise ConfigError(f"{key} is null, expected a value")
+
+
 def config_parser() -> ArgumentParser:
     """Return the parser of every key of `Config`; its help lists them."""
     parser = ArgumentParser(exit_on_error=False, prog="fgrpo train CONFIG")
@@ -99,9 +119,10 @@ def config_parser() -> ArgumentParser:
     return parser
 
 
-def to_yaml(config: Config) -> str:
-    """Return a configuration as YAML that `read_config` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+def to_yaml(config: Config, folder: Path | None = None) -> str:
+    """Return a configuration as YAML that `read_config` reads back, in this folder or, if None, in the working one."""
+    keys = asdict(config)
+    return yaml.safe_dump(keys if folder is None else seen_from(keys, folder), sort_keys=False)
 
 
 def check(config: Config) -> None:
@@ -120,6 +141,7 @@ def check(config: Config) -> None:
         )
     if config.quantization and config.gguf_file:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
+    _check_budget(config.rollout)
     if config.engine.stacked and config.lora is None:
         raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
     if config.engine.stacked and config.engine.workers:
@@ -129,17 +151,45 @@ def check(config: Config) -> None:
             raise ConfigError(f"clients.{name}.reward_scale: got {client.reward_scale}, expected more than 0")
         if any(task.weight <= 0 for task in client.tasks):
             raise ConfigError(f"clients.{name}.tasks: every weight must be more than 0")
-    for key, tasks in _tasks(config):
-        for name in ("prompt_column", "split"):  # YAML's null passes for text
-            if any(getattr(task, name) is None for task in tasks):
-                raise ConfigError(f"{key}: {name} is null, expected a name")
+        _check_fault(name, client.fault)
+    if config.partition is not None and config.partition.task.diagnostic is not None:
+        raise ConfigError("partition.task.diagnostic: it is for a task of one client; list the clients under clients")
+    for key, tasks in tasks_by_key(config):
+        if any(task.diagnostic is not None and not 0 <= task.diagnostic.p <= 1 for task in tasks):
+            raise ConfigError(f"{key}: diagnostic.p must be from 0 to 1")
     _check_robust(config, clients_per_round(config))
 
 
-def _tasks(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
+def _check_budget(rollout: RolloutConfig) -> None:
+    """Raise ConfigError for a budget that nothing would read, or that is too small from the start."""
+    if rollout.max_groups is None:
+        return
+    if rollout.informative_groups is None:
+        raise ConfigError("rollout.max_groups: only rollout.informative_groups reads it, and that is null")
+    if rollout.max_groups < rollout.informative_groups:
+        raise ConfigError(
+            f"rollout.max_groups: got {rollout.max_groups}, expected at least rollout.informative_groups, "
+            f"{rollout.informative_groups}"
+        )
+
+
+def _check_fault(name: str, fault: FaultConfig | None) -> None:
+    """Raise ConfigError for a fault that is none, or that no number can be computed with."""
+    if fault is None:
+        return
+    if fault.inflate_reward is None and fault.noise is None:
+        raise ConfigError(f"clients.{name}.fault: set inflate_reward, noise or both")
+    for key, value in (("inflate_reward", fault.inflate_reward), ("noise", fault.noise)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"clients.{name}.fault.{key}: got {value}, expected more than 0, and finite")
+
+
+def tasks_by_key(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
+    """Yield the tasks that a configuration names, with the key under which they are."""
     yield from ((f"clients.{name}.tasks", client.tasks) for name, client in config.clients.items())
     if config.partition is not None:
         yield "partition.task", [config.partition.task]
+    yield "evaluation.tasks", config.evaluation.tasks
 
 
 def _check_robust(config: Config, clients: int | None) -> None:
@@ -179,6 +229,7 @@ _RANGES = [
     ("rollout.group_size", *_at_least(2)),
     ("rollout.max_new_tokens", *_at_least(1)),
     ("rollout.temperature", *_above_0()),
+    ("rollout.informative_groups", *_at_least(1)),
     ("train.local_steps", *_at_least(1)),
     ("train.updates_per_rollout", *_at_least(1)),
     ("train.minibatches", *_at_least(1)),
@@ -189,11 +240,14 @@ _RANGES = [
     ("train.clip_low", *_above_0()),
     ("train.clip_high", *_above_0()),
     ("train.beta", *_at_least(0)),
+    ("train.proximal", *_at_least(0)),
     ("codec.block", lambda block: block in (32, 64, 128, 256, 512, 1024), "a power of two from 32 to 1024"),
     ("aggregation.tau", *_above_0()),
     ("aggregation.clip", *_above_0()),
     ("aggregation.cap", (lambda cap: 0 < cap <= 1), "above 0, at most 1"),
+    ("aggregation.floor", (lambda floor: 0 <= floor <= 1), "from 0 to 1"),
     ("aggregation.decay", *_from_0_below_1()),
+    ("aggregation.smoothing", *_from_0_below_1()),
     ("aggregation.max_norm", *_above_0()),
     ("aggregation.trim", *_at_least(1)),
     ("server.lr", *_above_0()),
@@ -204,6 +258,7 @@ _RANGES = [
     ("evaluation.every", *_at_least(0)),
     ("evaluation.batch_size", *_at_least(1)),
     ("evaluation.clients", *_at_least(1)),
+    ("evaluation.samples", *_at_least(0)),
     ("participation.fraction", (lambda fraction: 0 < fraction <= 1), "above 0, at most 1"),
     ("participation.clients_per_round", *_at_least(1)),
     ("engine.workers", *_at_least(0)),

@@ -45,7 +45,7 @@ def load(text: str, kind: Any = Any) -> Any:
 
 def load_value(text: str, kind: Any) -> Any:
     """Return what one value, given by itself, means for a type; where only text will do it is the text, or null."""
-    kinds = _alternatives(kind)
+    kinds = alternatives(kind)
     if kinds == [str]:
         return None if text == "null" and NoneType in get_args(kind) else text
     return load(text, kind)
@@ -53,7 +53,7 @@ def load_value(text: str, kind: Any) -> Any:
 
 def kind_of(kind: Any, key: str) -> Any:
     """Return the type of the value at a key of a mapping that is meant for a type; Any where there is no such key."""
-    kinds = _alternatives(kind)
+    kinds = alternatives(kind)
     fields = next((get_type_hints(k) for k in kinds if is_dataclass(k)), {})
     values = next((get_args(k)[1] for k in kinds if get_origin(k) is dict), Any)
     return fields.get(key, values)
@@ -61,17 +61,26 @@ def kind_of(kind: Any, key: str) -> Any:
 
 def item_of(kind: Any) -> Any:
     """Return the type of the items of a list that is meant for a type; Any if it is none of lists."""
-    return next((get_args(k)[0] for k in _alternatives(kind) if get_origin(k) is list), Any)
+    return next((get_args(k)[0] for k in alternatives(kind) if get_origin(k) is list), Any)
+
+
+def alternatives(kind: Any) -> list[Any]:
+    """Return the types that a value may have, without None; a choice between words counts as text."""
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) if part is not NoneType for one in alternatives(part)]
+    if get_origin(kind) is Literal:
+        return [str]
+    return [kind]
 
 
 def is_section(kind: Any) -> bool:
     """Whether a type is a section with keys of its own, not a mapping of names."""
-    return any(is_dataclass(k) for k in _alternatives(kind))
+    return any(is_dataclass(k) for k in alternatives(kind))
 
 
 def _keep_text(node: yaml.Node, kind: Any) -> None:
     """Mark as text what is to stay text, in a node and below."""
-    kinds = _alternatives(kind)
+    kinds = alternatives(kind)
     if isinstance(node, yaml.ScalarNode):
         if str in kinds and node.tag != _NULL:
             node.tag = _TEXT
@@ -92,12 +101,3 @@ def _keep_text_in_mapping(node: yaml.MappingNode, kind: Any) -> None:
         seen.add(key.value)
         key.tag = _TEXT
         _keep_text(value, kind_of(kind, key.value))
-
-
-def _alternatives(kind: Any) -> list[Any]:
-    """Return the types that a value may have, without None; a choice between words counts as text."""
-    if get_origin(kind) in (Union, UnionType):
-        return [one for part in get_args(kind) if part is not NoneType for one in _alternatives(part)]
-    if get_origin(kind) is Literal:
-        return [str]
-    return [kind]

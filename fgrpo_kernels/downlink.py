@@ -42,6 +42,12 @@ def encode_update(new: Tensor, base: Tensor, *, num_threads: int | None = None) 
 
     It takes at most 2 bytes a value and 0.02 % more, and 2 bytes for 16384 values of which none changed.
     Raises TypeError for a wrong type, dtype or device, ValueError for unequal sizes.
+
+    Example:
+        >>> base = torch.zeros(1000, dtype=torch.bfloat16)
+        >>> new = base.index_fill(0, torch.tensor([7]), 1.0)
+        >>> encode_update(new, base).nbytes < 100
+        True
     """
     new = require_on_cpu("encode_update: new", new, torch.bfloat16)
     base = require_on_cpu("encode_update: base", base, torch.bfloat16)
@@ -63,6 +69,11 @@ def apply_update(
 
     Raises ValueError, naming the fault, where the bytes are damaged, cut or hostile, or made from another base. In
     place `base` is then as it was, for which the work is done twice; another `out` may hold anything.
+
+    Example:
+        >>> base, new = (torch.full((4,), x, dtype=torch.bfloat16) for x in (1.0, 2.0))
+        >>> apply_update(base, encode_update(new, base))
+        tensor([2., 2., 2., 2.], dtype=torch.bfloat16)
     """
     if not isinstance(update, SparseUpdate):
         raise TypeError(f"apply_update: update must be a SparseUpdate, got {type(update).__name__}")

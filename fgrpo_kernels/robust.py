@@ -46,6 +46,10 @@ def norms(encodeds: Sequence[Encoded], *, num_threads: int | None = None) -> tup
     """The L2 norm of each payload's delta, in float64 from one pass over the codes.
 
     Raises ValueError for no payloads, unequal sizes, or a value that is NaN or infinite, naming payload and index.
+
+    Example:
+        >>> norms([encode(torch.tensor([3.0, 4.0]), codec="bf16")])
+        (5.0,)
     """
     payloads = [payload_fields(f"norms: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
     return tuple(_C.norms(payloads, thread_count("norms", num_threads)))
@@ -67,6 +71,11 @@ def clipped_mean(
     out: float32 [P] to write to; a new tensor where None. Unchanged if an error is raised.
 
     Raises ValueError as `norms` and `aggregate` do, and for a `max_norm` that is not above 0.
+
+    Example:
+        >>> deltas = [encode(torch.tensor([x, 0.0]), codec="bf16") for x in (1.0, 100.0)]
+        >>> clipped_mean(deltas, [0.5, 0.5], max_norm=1.0)
+        ClippedMean(mean=tensor([1., 0.]), norms=(1.0, 100.0), factors=(1.0, 0.01))
     """
     if not max_norm > 0:
         raise ValueError(f"clipped_mean: max_norm must be above 0, got {max_norm}")
@@ -94,6 +103,10 @@ def trimmed_mean(
     The kept values are added in ascending order in float32, so the order of the payloads changes no bit.
     Raises ValueError for no payloads or too many, unequal sizes, a `trim` that leaves nothing, or a value that is NaN
     or infinite, naming payload and index; after the last, `out` may hold anything.
+
+    Example:
+        >>> trimmed_mean([encode(torch.tensor([x]), codec="bf16") for x in (1.0, 2.0, 4.0, -100.0)], trim=1)
+        tensor([1.5000])
     """
     if require_int("trimmed_mean: trim", trim) < 0:
         raise ValueError(f"trimmed_mean: trim must not be negative, got {trim}")
@@ -107,5 +120,9 @@ def median(encodeds: Sequence[Encoded], out: Tensor | None = None, *, num_thread
     """Per coordinate, the median of the K values; of an even number, the mean of the two in the middle.
 
     This is `trimmed_mean` with the largest trim, and raises what that raises.
+
+    Example:
+        >>> median([encode(torch.tensor([x]), codec="bf16") for x in (1.0, 2.0, -100.0)])
+        tensor([1.])
     """
     return trimmed_mean(encodeds, max(0, math.ceil(len(encodeds) / 2) - 1), out, num_threads=num_threads)

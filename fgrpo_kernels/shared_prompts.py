@@ -139,6 +139,11 @@ def share_prompts(
 
     Raises:
         ValueError: numbers of sequences that differ, an empty prompt, a `max_tokens` below 1.
+
+    Example:
+        >>> (batch,) = share_prompts(prompts=[[5, 6]] * 3, completions=[[4, 3], [7, 8, 1], [7, 9, 2]])
+        >>> batch.input_ids, batch.position_ids
+        (tensor([[5, 6, 4, 7, 8, 9]]), tensor([[0, 1, 2, 2, 3, 3]]))
     """
     if len(prompts) != len(completions):
         raise ValueError(f"share_prompts: {len(prompts)} prompts but {len(completions)} completions, expected as many")
@@ -176,6 +181,12 @@ def share_padded_prompts(
         completion_ids, completion_mask: `[B, T]`, padded on the right.
         count_padding: positions are columns, padding on the left included, as in models that are given none.
         options: `which`, `max_tokens`, `share` and `owners`, as in `share_prompts`.
+
+    Example:
+        >>> prompts, completions = torch.tensor([[0, 5], [0, 5]]), torch.tensor([[4, 3], [7, 0]])
+        >>> (batch,) = share_padded_prompts(prompts, prompts != 0, completions, completions != 0)
+        >>> batch.input_ids
+        tensor([[5, 4]])
     """
     if prompt_ids.shape != prompt_mask.shape or completion_ids.shape != completion_mask.shape:
         raise ValueError(

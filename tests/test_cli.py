@@ -10,7 +10,9 @@ import time
 import pytest
 import torch
 
+import fgrpo
 from fgrpo.cli import main
+from fgrpo.records import Report
 from fgrpo.run_folder import RunFolder
 
 CONFIG = """
@@ -95,6 +97,7 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0
+    assert capsys.readouterr().out.startswith(("Learning", "Undecided", "Stalled", "Collapsing", "Diverging", "Reward"))
     assert main(["compare", path]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
     assert len(rows) == 1
@@ -138,6 +141,23 @@ def nan_reward(completion, answer):
     return float("nan")
 
 
+def test_resume_says_what_changes_and_keeps_it(finished, capsys):
+    path, done = str(finished[0]), RunFolder.open(finished[0]).rounds()[-1]
+    kept = RunFolder.open(finished[0]).config_file.read_text()
+    for asked, words in (
+        (["--rounds", "1"], f"has {done} rounds already, got rounds 1; nothing was changed"),
+        ([f"--rounds={done}", "--train.lr=2e-3"], f"has all its {done} rounds, which train.lr cannot change any more"),
+    ):
+        assert main(["resume", path, *asked]) == 1
+        assert words in capsys.readouterr().err
+    assert RunFolder.open(finished[0]).config_file.read_text() == kept
+    assert main(["resume", path, f"--rounds={done + 1}", "--train.lr=2e-3", "--engine.workers=0"]) == 0
+    assert f"from round {done + 1} on: train.lr 0.001 -> 0.002, rounds " in capsys.readouterr().out
+    *_, (from_round, changes) = RunFolder.open(finished[0]).changes()
+    assert (from_round, changes["train.lr"], changes["rounds"][1]) == (done + 1, (0.001, 0.002), done + 1)
+    assert changes.keys() == {"train.lr", "rounds"}
+
+
 @pytest.mark.parametrize(
     "override", ["--evaluation.prompts=99", "--server.optimizer=adam", "--output-dir=elsewhere", "--seed=1"]
 )
@@ -166,6 +186,73 @@ def test_nan_rewards_stop_the_run_and_keep_what_there_is(config, capsys, tmp_pat
 def test_a_full_folder_is_not_overwritten(finished, config, capsys):
     assert main(["train", config, "--output-dir", str(finished[0])]) == 1
     assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "rounds/0001", "config.yaml"])
+def test_a_folder_that_is_no_run_is_not_touched(config, content, capsys, tmp_path):
+    place = tmp_path / "place"
+    (place / content).parent.mkdir(parents=True)
+    (place / content).write_text("mine")
+    assert main(["train", config, "--output-dir", str(place)]) == 1
+    assert "is no empty folder" in capsys.readouterr().err
+    assert main(["resume", str(place)]) == 1
+    assert "is not a run folder" in capsys.readouterr().err
+    assert [file for file in place.rglob("*") if file.is_file()] == [place / content]
+
+
+def test_an_interrupted_run_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "run"
+    monkeypatch.setattr("fgrpo.experiment.play", interrupted)
+    assert main(["train", config, "--output-dir", str(path)]) == 130
+    assert capsys.readouterr().err.strip().endswith(f"go on with: fgrpo resume {path}")
+
+
+def test_a_new_project_trains_with_a_reward_of_its_own_and_goes_on_from_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "project"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "now: fgrpo train project/config.yaml"
+    assert main(["new", "project"]) == 1
+    assert "config.yaml is there already" in capsys.readouterr().err
+    short = ["--engine.workers=0", "--rounds=1", "--train.local_steps=1", "--output-dir=run"]
+    assert main(["train", "project/config.yaml", *short]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("loading model tiny ...\n")
+    assert "north: 80" in output
+    monkeypatch.chdir("/")
+    assert main(["resume", str(tmp_path / "run"), "--rounds=2"]) == 0
+    reports = [record for record in RunFolder.open(tmp_path / "run").records() if isinstance(record, Report)]
+    assert {report.round for report in reports} == {1, 2}
+    assert all({"reward/exact_match", "reward/rewards:close"} <= report.metrics.keys() for report in reports)
+
+
+def test_the_first_line_comes_before_what_takes_long_to_import(config, monkeypatch, capsys):
+    code = f"""
+import sys
+import builtins
+shown = []
+def show(*words, **_):
+    shown.append(" ".join(words))
+    assert "torch" not in sys.modules
+    raise SystemExit(0)
+builtins.print = show
+from fgrpo.cli import main
+try:
+    main(["train", {config!r}])
+finally:
+    assert shown == ["loading model tiny ..."], shown
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == f"fgrpo {fgrpo.__version__}"
 
 
 def test_inspect_refuses_what_is_no_payload(config, capsys):

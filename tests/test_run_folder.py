@@ -61,7 +61,7 @@ def test_a_half_written_round_is_not_there(folder):
     with folder.metrics_file.open("a") as metrics:
         metrics.write('{"type": "evalua')
     assert folder.load().round == 3
-    folder.reopen("rounds: 3\n")
+    folder.reopen("rounds: 3\n", {})
     assert len(folder.metrics_file.read_text().splitlines()) == 4
     folder.commit(state(4), [evaluation(4)], {})
     assert folder.load().round == 4

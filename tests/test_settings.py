@@ -72,6 +72,9 @@ def test_a_wrong_override_is_one_line(path, overrides, words):
             id="in-a-task",
         ),
         pytest.param("clients: {a: [1", ["parsing"], id="not-yaml"),
+        pytest.param("rounds:", ["rounds is null"], id="null"),
+        pytest.param("model: null", ["model is null"], id="null-text"),
+        pytest.param("clients: {a: {tasks: [{split: null}]}}", ["clients.a.tasks.split is null"], id="null-in-a-task"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, words):

@@ -17,14 +17,15 @@ class Masters:
 
     Attributes:
         parameters: what an optimiser takes.
+        start: the global values of each, views of the flat vector.
     """
 
     def __init__(self, model: nn.Module, params_P: Tensor) -> None:
         self._trained = [parameter for _, parameter in trainable(model)]
-        values = params_P.split([p.numel() for p in self._trained])
+        self.start = params_P.split([p.numel() for p in self._trained])
         self.parameters = [
             p if p.dtype == torch.float32 else v.view_as(p).to(p.device, torch.float32, copy=True).requires_grad_()
-            for p, v in zip(self._trained, values, strict=True)
+            for p, v in zip(self._trained, self.start, strict=True)
         ]
         self._copies = [(m, p) for m, p in zip(self.parameters, self._trained, strict=True) if m is not p]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fgrpo.client.quantization import compute_as_in_training, quantized_loading
-from fgrpo.config import Config, LoraConfig
-from fgrpo.errors import ConfigError
+from fgrpo.config import PACKAGED_MODELS, Config, LoraConfig
+from fgrpo.errors import ConfigError, how_to_install
 from fgrpo.seeds import seeded
-
-PACKAGED_MODELS = ("tiny",)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,6 +45,8 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = model_source(config)
+    if config.gguf_file and find_spec("gguf") is None:
+        raise ConfigError(f"gguf_file: needs the package gguf: {how_to_install('gguf')}")
     extra = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
     how = quantized_loading(config.quantization, dtype, device) if config.quantization else {}
@@ -102,7 +103,10 @@ def switch_off_dropout(model: Any) -> None:
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
-    """Wrap a model with peft's LoRA; the adapters' first values depend only on the seed."""
+    """Wrap a model with peft's LoRA; the adapters' first values depend only on the seed.
+
+    With `lora.train: b` the first matrices stay at them, on all clients and for the whole run.
+    """
     import peft
 
     config = peft.LoraConfig(
@@ -114,9 +118,14 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> nn.Module:
     )
     with seeded(torch.device("cpu"), seed):
         try:
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
         except ValueError as error:
             raise ConfigError(f"lora: {str(error).splitlines()[0]}") from None
+    if lora.train == "b":
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name or ".lora_embedding_A." in name:
+                parameter.requires_grad_(False)
+    return adapted
 
 
 def is_adapted(model: nn.Module) -> bool:

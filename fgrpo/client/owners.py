@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from fgrpo.client.owner import Client
 from fgrpo.client.sources import OfPartition, OfTasks, Source
 from fgrpo.client.stock import client_data
+from fgrpo.client.test_set import run_test_set
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError, FgrpoError
 from fgrpo.participation import evaluated, round_size
-from fgrpo.records import Chat, ClientData
+from fgrpo.records import TEST_SET, Chat, ClientData
 
 _STAY_BUILT = 32  # clients; a task may hold megabytes
 
@@ -25,7 +27,8 @@ class Owners(Mapping[str, Client]):
 
     Attributes:
         taking_part: the clients that have something to train on.
-        evaluated: those among them that hold prompts out. No client trains on a prompt that any client holds out.
+        evaluated: those among them that hold prompts out, and `TEST_SET`, where the run has a test set of its own. No
+            client trains on a prompt that anybody is evaluated on.
     """
 
     def __init__(self, config: Config) -> None:
@@ -38,6 +41,9 @@ class Owners(Mapping[str, Client]):
         self._made = lru_cache(maxsize=_STAY_BUILT)(self._make)
         self._built = lru_cache(maxsize=_STAY_BUILT)(self._build)
         self._held_out: set[str | Chat] = set()
+        self._test_set = run_test_set(config)
+        if self._test_set is not None:
+            self._held_out.update(question.example.prompt for question in self._test_set.held_out())
         # How many prompts a client holds out, for each of its tasks.
         self._numbers_held_out = {name: self._hold_out(name) for name in holding_out}
         self.taking_part = [name for name in self if self._can_train(name)]
@@ -45,6 +51,8 @@ class Owners(Mapping[str, Client]):
             raise ConfigError(f"no client has anything to train on: {self.describe()[0].notes[0]}")
         round_size(len(self.taking_part), config.participation)
         self.evaluated = [name for name in self.taking_part if name in self._holding_out]
+        if self._test_set is not None:
+            self.evaluated.append(TEST_SET)
 
     def _hold_out(self, name: str) -> list[int]:
         try:
@@ -60,8 +68,13 @@ class Owners(Mapping[str, Client]):
         return any(stock.can_train for stock in self._source.stocks(name, self._held_out))
 
     def describe(self) -> list[ClientData]:
-        """Return what each client has to learn from, also those that have nothing; no client is built for it."""
-        return [self._describe(name) for name in self]
+        """Return what each client has to learn from, also those that have nothing; no client is built for it.
+
+        The run's own test set comes last: nobody learns from it.
+        """
+        first, *others = (self._describe(name) for name in self)
+        test_set = [] if self._test_set is None else [replace(self._test_set.data(), rows=0, labels={}, notes=())]
+        return [replace(first, notes=[*first.notes, *self._source.notes]), *others, *test_set]
 
     def _describe(self, name: str) -> ClientData:
         stocks = self._source.stocks(name, self._held_out)
@@ -77,7 +90,8 @@ class Owners(Mapping[str, Client]):
         return client.with_what_it_has()
 
     def __getitem__(self, name: str) -> Client:
-        return self._built(name)
+        """Return a client; under `TEST_SET` there is one that only evaluates."""
+        return self._test_set if name == TEST_SET and self._test_set is not None else self._built(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.names)

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fgrpo.config import PartitionConfig
-from fgrpo.errors import ConfigError
+from fgrpo.errors import ConfigError, how_to_install
 from fgrpo.seeds import derive_seed
 
 _LONGEST_NAME = 64  # it names files
+_FEWEST_ROWS = 8  # of a client by dirichlet
 
 
-def split(partition: PartitionConfig, count: int, labels: Sequence[str] | None, seed: int) -> dict[str, list[int]]:
-    """Return each client's name and the positions of its rows; every row belongs to one client.
+@dataclass(frozen=True)
+class Shares:
+    """Each client's name and the positions of its rows; and what a person should know of the split, a line each."""
+
+    rows: dict[str, list[int]]
+    notes: tuple[str, ...] = ()
+
+
+def split(partition: PartitionConfig, count: int, labels: Sequence[str] | None, seed: int) -> Shares:
+    """Return which rows each client owns; every row belongs to one client.
 
     Args:
         count: rows in all.
         labels: the rows' values in `partition.column`, where one is named.
     """
     if partition.scheme == "iid":
-        return _numbered(_evenly(count, partition.clients, seed))
+        return Shares(_numbered(_evenly(count, partition.clients, seed)))
     if labels is None:
         raise ConfigError(f"partition.scheme {partition.scheme} needs partition.column")
-    return _by_label(labels) if partition.scheme == "column" else _numbered(_dirichlet(partition, labels, seed))
+    return Shares(_by_label(labels)) if partition.scheme == "column" else _dirichlet(partition, labels, seed)
 
 
 def _numbered(shares: Sequence[list[int]]) -> dict[str, list[int]]:
@@ -56,20 +67,34 @@ def _by_label(labels: Sequence[str]) -> dict[str, list[int]]:
     return named
 
 
-def _dirichlet(partition: PartitionConfig, labels: Sequence[str], seed: int) -> list[list[int]]:
+def _dirichlet(partition: PartitionConfig, labels: Sequence[str], seed: int) -> Shares:
     try:
         import datasets  # takes seconds, and most runs have no need of it
         from flwr_datasets.partitioner import DirichletPartitioner
     except ImportError:
-        raise ConfigError("partition: needs flwr-datasets: pip install 'fgrpo[tasks]'") from None
+        raise ConfigError(f"partition: needs flwr-datasets: {how_to_install('flwr-datasets')}") from None
     splitter = DirichletPartitioner(
-        partition.clients, "label", alpha=partition.alpha, min_partition_size=8, self_balancing=False, seed=seed
+        partition.clients,
+        "label",
+        alpha=partition.alpha,
+        min_partition_size=_FEWEST_ROWS,
+        self_balancing=False,
+        seed=seed,
     )
     splitter.dataset = datasets.Dataset.from_dict({"label": labels, "position": range(len(labels))})
     try:
-        return [list(splitter.load_partition(number)["position"]) for number in range(partition.clients)]
+        with warnings.catch_warnings(record=True) as redrawn:  # one each time that a client got too few rows
+            warnings.simplefilter("always")
+            shares = [list(splitter.load_partition(number)["position"]) for number in range(partition.clients)]
     except (ValueError, IndexError, KeyError) as error:
         raise ConfigError(
             f"partition: {len(labels)} rows cannot be split (dirichlet, {partition.clients} clients): "
             f"{str(error).splitlines()[0]}"
         ) from None
+    if not redrawn:
+        return Shares(_numbered(shares))
+    times = len(redrawn) + 1
+    return Shares(
+        _numbered(shares),
+        (f"partition: drawn {times} times until each client had {_FEWEST_ROWS} rows; a larger alpha is less skewed",),
+    )

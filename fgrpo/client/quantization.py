@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fgrpo.errors import ConfigError
+from fgrpo.errors import ConfigError, how_to_install
 
 
 def quantized_loading(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def quantized_loading(name: str, dtype: torch.dtype, device: torch.device) -> di
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
-        raise ConfigError(f"quantization: {name} needs bitsandbytes 0.46.1 or later: pip install 'fgrpo[quantize]'")
+        raise ConfigError(f"quantization: {name} needs bitsandbytes, or a newer one: {how_to_install('bitsandbytes')}")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=name, bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": config, "device_map": {"": device}}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fgrpo.client.positions import check_positions
 from fgrpo.client.prompts import render
@@ -70,6 +71,21 @@ def sample(
         old_logp_BT=old_logp_BT.masked_fill(~mask_BT, 0.0),
         completions=tuple(tokenizer.batch_decode(said, skip_special_tokens=True)),
     )
+
+
+def join(parts: Sequence[Rollouts]) -> Rollouts:
+    """Return the sequences of all parts, padded to the same lengths."""
+    prompts = max(part.prompt_length for part in parts)
+    tokens = max(part.mask_BT.shape[1] for part in parts)
+
+    def padded(part: Rollouts) -> list[Tensor]:
+        left, right = prompts - part.prompt_length, tokens - part.mask_BT.shape[1]
+        whole = [pad(x_BL, (left, right)) for x_BL in (part.tokens_BL, part.attention_BL)]
+        return whole + [pad(x_BT, (0, right)) for x_BT in (part.mask_BT, part.old_logp_BT)]
+
+    tokens_BL, attention_BL, mask_BT, old_logp_BT = map(torch.cat, zip(*map(padded, parts), strict=True))
+    texts = tuple(text for part in parts for text in part.completions)
+    return Rollouts(tokens_BL, attention_BL, mask_BT, old_logp_BT, texts)
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> Prompts:

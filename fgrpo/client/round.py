@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fgrpo.client.faults import with_fault
 from fgrpo.client.local_training import train_locally
 from fgrpo.client.masters import Masters
 from fgrpo.client.owner import Client
@@ -57,13 +58,14 @@ def reply(
     config: Config,
     stopwatch: Stopwatch,
 ) -> Reply:
-    """Compress what training changed, and put it beside its report.
+    """Compress what training changed, and put it beside its report; both as the client's `fault` has them.
 
     Args:
         trained: gives the client's parameters after training, float32 [P]; on a GPU they are encoded there, to the
             same bits, so that only codes leave it.
         residual_P: as in `client_round`.
     """
+    report, trained = with_fault(report, trained, params_P, config)
     with stopwatch("encode"):
         codec = config.codec
         try:

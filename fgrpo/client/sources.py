@@ -25,10 +25,13 @@ _READ = ("dataset", "subset", "split", "prompt_column", "answer_column")  # what
 
 
 class Source(Protocol):
-    """Clients that are built one at a time."""
+    """Clients that are built one at a time; and what a person should know of them all."""
 
     @property
     def names(self) -> Sequence[str]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def make(self, name: str, holds_out: bool) -> Client:
         """Build a client, the same one every time; `holds_out` says whether it holds prompts out for evaluation."""
@@ -45,6 +48,8 @@ class OfTasks:
     Clients with the same tasks differ in their seeds alone, and have the same stock. So one client is built for all of
     them, even where a stream's seed might decide: whether its few different prompts are all held out.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -98,10 +103,15 @@ class OfPartition:
         self._config, self._task = config, partition.task
         if self._task.dataset is None:
             raise ConfigError("partition.task: only a dataset can be partitioned; set partition.task.dataset")
+        if self._task.test_dataset is not None or self._task.test_split is not None:
+            raise ConfigError(
+                "partition.task: a test set is not split; name it under evaluation.tasks, where it counts for the run"
+            )
         self._table = load_table(self._task)
         self._rewards = dataset_rewards(self._task, self._table)
         self._labels = None if partition.column is None else self._table.labels(partition.column)
-        self._shares = split(partition, len(self._table.rows), self._labels, config.seed)
+        shares = split(partition, len(self._table.rows), self._labels, config.seed)
+        self._shares, self.notes = shares.rows, shares.notes
         self.names = list(self._shares)
 
     def make(self, name: str, holds_out: bool) -> Client:

@@ -5,7 +5,7 @@ K clients   R rows of a batch   L tokens of a row   r rank   I, O inputs and out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,8 +38,7 @@ class StackedLoraLayer(nn.Module):
     def __init__(self, layer: Any, clients: int, rows: _Rows) -> None:
         super().__init__()
         self.layer, self._rows = layer, rows
-        self.A_KrI = nn.Parameter(torch.stack([layer.lora_A[_ADAPTER].weight.detach()] * clients))
-        self.B_KOr = nn.Parameter(torch.stack([layer.lora_B[_ADAPTER].weight.detach()] * clients))
+        self.A_KrI, self.B_KOr = (_copies(side[_ADAPTER].weight, clients) for side in (layer.lora_A, layer.lora_B))
 
     @property
     def weight(self) -> Tensor:
@@ -66,12 +65,21 @@ class StackedLoraLayer(nn.Module):
         return x_RLI.bmm(self.A_KrI[clients].mT).bmm(self.B_KOr[clients].mT)
 
 
+def _copies(weight: Tensor, clients: int) -> nn.Parameter:
+    """Return one for each client; of a frozen weight (`lora.train: b`) all are the same memory."""
+    copies = weight.detach().expand(clients, *weight.shape)
+    return nn.Parameter(copies.clone() if weight.requires_grad else copies, requires_grad=weight.requires_grad)
+
+
 class Stack:
     """K clients' values of everything that is trained, in place in a model for as long as `stacked` lasts.
 
     Attributes:
         parameters: for each client what an optimiser takes; the tensors share memory with the stack.
+        start: what every client was loaded with, views of the flat vector.
     """
+
+    start: Sequence[Tensor]
 
     def __init__(self, clients: int, rows: _Rows, stacked: list[nn.Parameter]) -> None:
         self._rows, self._stacked = rows, stacked
@@ -89,7 +97,8 @@ class Stack:
     @torch.no_grad()
     def load(self, params_P: Tensor) -> None:
         """Have every client start from the same parameters, float32 [P]."""
-        for p, values in zip(self._stacked, params_P.split([p[0].numel() for p in self._stacked]), strict=True):
+        self.start = params_P.split([p[0].numel() for p in self._stacked])
+        for p, values in zip(self._stacked, self.start, strict=True):
             p.copy_(values.view_as(p[0]).expand_as(p))
 
     def flatten(self, client: int) -> Tensor:

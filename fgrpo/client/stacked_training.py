@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fgrpo.client.guard import guarded
-from fgrpo.client.local_training import Tally, cut, loss_options, roll_out, step_metrics, with_references
+from fgrpo.client.local_training import cut, loss_options, step_metrics, with_references
 from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
+from fgrpo.client.proximal import add_proximal
+from fgrpo.client.rollout_batches import roll_out
+from fgrpo.client.rollouts import join
 from fgrpo.client.stacked_lora import Stack, stacked
+from fgrpo.client.tally import Tally
 from fgrpo.config import Config
-from fgrpo.records import Failure, Report, Rollouts
+from fgrpo.records import Failure, Report
 from fgrpo.seeds import derive_seed, seeded
 from fgrpo.stopwatch import Stopwatch, together
 from fgrpo_kernels import GRPOLoss
@@ -127,7 +131,7 @@ def _stacked_batches(policy: Policy, minibatches: dict[int, Minibatch], config: 
     """Return the batches of one optimiser step of all clients that have a minibatch for it."""
     lengths = [len(part.advantages_B) for part in minibatches.values()]
     client_B = torch.tensor(list(minibatches)).repeat_interleave(torch.tensor(lengths))
-    joined = reduce(_joined, minibatches.values())
+    joined = _joined(list(minibatches.values()))
     batches = loss_batches(joined, config.train, share=policy.shares_prefixes, owner_B=client_B)
     found, device = [], policy.device
     for batch in batches:
@@ -142,22 +146,12 @@ def _stacked_batches(policy: Policy, minibatches: dict[int, Minibatch], config: 
     return found
 
 
-def _joined(first: Minibatch, second: Minibatch) -> Minibatch:
-    """Return the sequences of both, padded to the same lengths."""
-    prompts = max(part.rollouts.prompt_length for part in (first, second))
-    tokens = max(part.weights_BT.shape[1] for part in (first, second))
-
-    def padded(part: Minibatch) -> list[Tensor]:
-        left, right = prompts - part.rollouts.prompt_length, tokens - part.weights_BT.shape[1]
-        rollouts = part.rollouts
-        whole = [pad(x_BL, (left, right)) for x_BL in (rollouts.tokens_BL, rollouts.attention_BL)]
-        return whole + [pad(x_BT, (0, right)) for x_BT in (rollouts.mask_BT, rollouts.old_logp_BT, part.weights_BT)]
-
-    tensors = [torch.cat(pair) for pair in zip(padded(first), padded(second), strict=True)]
-    tokens_BL, attention_BL, mask_BT, old_logp_BT, weights_BT = tensors
-    texts = first.rollouts.completions + second.rollouts.completions
-    advantages_B = torch.cat([first.advantages_B, second.advantages_B])
-    return Minibatch(Rollouts(tokens_BL, attention_BL, mask_BT, old_logp_BT, texts), advantages_B, weights_BT)
+def _joined(parts: Sequence[Minibatch]) -> Minibatch:
+    """Return the sequences of all parts, padded to the same lengths."""
+    rollouts = join([part.rollouts for part in parts])
+    tokens = rollouts.mask_BT.shape[1]
+    weights_BT = torch.cat([pad(part.weights_BT, (0, tokens - part.weights_BT.shape[1])) for part in parts])
+    return Minibatch(rollouts, torch.cat([part.advantages_B for part in parts]), weights_BT)
 
 
 def _update(
@@ -176,6 +170,7 @@ def _update(
     metrics = {}
     for place, own in losses.items():
         metrics[place] = step_metrics(own, [batch.own[place] for batch in batches if place in batch.own])
+        add_proximal(stack.parameters[place], stack.start, config.train.proximal)
         if config.train.max_grad_norm > 0:
             norm = torch.nn.utils.clip_grad_norm_(stack.parameters[place], config.train.max_grad_norm)
             metrics[place]["grad_norm"] = norm

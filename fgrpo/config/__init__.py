@@ -3,18 +3,21 @@
 A field's docstring is its help text. Nothing here builds or loads anything.
 """
 
-from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig, TaskConfig
-from fgrpo.config.run import Config, EngineConfig, EvaluationConfig
+from fgrpo.config.data import ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.run import PACKAGED_MODELS, Config, EngineConfig, EvaluationConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
 
 __all__ = [
+    "PACKAGED_MODELS",
     "AggregationConfig",
     "ClientConfig",
     "CodecConfig",
     "Config",
+    "DiagnosticConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "FaultConfig",
     "LoraConfig",
     "ParticipationConfig",
     "PartitionConfig",

@@ -5,26 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig
+from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig, TaskConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
+
+PACKAGED_MODELS = ("tiny",)  # names of `model` that are folders of the package
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy accuracy of the global model on each client's held-out prompts.
+    """Greedy accuracy of the global model on each client's held-out prompts. See `docs/evaluation.md`.
 
     Args:
-        prompts: held-out prompts per client; they never appear in any client's training.
+        prompts: held-out prompts per client, of tasks without a test set of their own; they never appear in any
+            client's training.
         every: rounds between evaluations; the model is always evaluated before the first and after the last round.
         batch_size: prompts decoded at once.
         clients: clients that hold prompts out, a seeded sample that stays the same for the whole run; null is all.
+        tasks: a test set of the run's own, beside the clients': tasks whose datasets count whole, or `prompts` of a
+            reasoning-gym task.
+        samples: completions per client that the run keeps and its report shows, with their prompts. A client whose
+            prompts are private keeps it at 0.
     """
 
     prompts: int = 64
     every: int = 0
     batch_size: int = 64
     clients: int | None = None
+    tasks: list[TaskConfig] = field(default_factory=list)
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Config:
         rounds: federated rounds.
         seed: seed of everything random.
         output_dir: folder of the run; null makes a new one under `runs/`.
+        report_to: who draws the curves: `tensorboard` (under the run's folder), `wandb`, `trackio`.
     """
 
     model: str = "tiny"
@@ -93,3 +103,4 @@ class Config:
     rounds: int = 10
     seed: int = 0
     output_dir: str | None = None
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])

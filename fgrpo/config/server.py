@@ -31,28 +31,36 @@ class AggregationConfig:
     """How clients are weighed, and their deltas combined. See `docs/aggregation.md` and `docs/robust.md`.
 
     Args:
-        rule: `fgrpo`, `fedavg`, `uniform` or `reward`.
+        rule: how clients are weighed; `fgrpo rules` lists them.
         n_k: what a client's share is counted by in `fgrpo`, `fedavg` and `reward`: its training `rows`, as FedAvg was
-            published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or the
-            `sequences` or `tokens` that it trained on in the round.
-        tau: fgrpo: temperature of the weights; smaller follows the gain more sharply.
-        clip: fgrpo: bound on the relative gain.
-        cap: fgrpo: the largest weight that one client may have (at least 1/K).
-        decay: how much of a client's baseline survives a round.
-        scale: fgrpo: what makes a gain relative: the client's own baseline, or its own running deviation.
+            published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or, of the
+            round, the `sequences` or `tokens` that it trained on or the sequences in `informative` groups, whose
+            rewards differed.
+        tau: fgrpo, lagging: temperature of the weights; smaller follows the gain more sharply.
+        clip: fgrpo, lagging: bound on the relative gain.
+        cap: fgrpo, informative, agreement, lagging: the largest weight that one client may have (at least 1/K).
+        floor: of the same: the least weight, as a part of an equal share 1/K.
+        decay: how much of a moving average survives a round: of a client's baseline, deviation and agreement.
+        scale: fgrpo, lagging: what makes a gain relative: the client's own baseline, its own running deviation, or the
+            standard error of a round's mean reward.
+        smoothing: fgrpo, lagging: how much of a client's earlier gains stays in its gain.
         robust: `none` is the rule's weighted mean; `clipped_mean` the same of deltas clipped to `max_norm`;
             `trimmed_mean` and `median` are per parameter and count every client the same, whatever the rule.
         max_norm: clipped_mean: the largest L2 norm that a client's delta keeps.
         trim: trimmed_mean: clients dropped at each end, so many may be hostile.
     """
 
-    rule: Literal["fgrpo", "fedavg", "uniform", "reward"] = "fgrpo"
-    n_k: Literal["rows", "sequences", "tokens"] = "rows"
+    rule: Literal["fgrpo", "fedavg", "uniform", "reward", "informative", "agreement", "lagging", "upgrad", "mgda"] = (
+        "fgrpo"
+    )
+    n_k: Literal["rows", "sequences", "tokens", "informative"] = "rows"
     tau: float = 1.0
     clip: float = 1.0
     cap: float = 0.5
+    floor: float = 0.0
     decay: float = 0.7
-    scale: Literal["baseline", "deviation"] = "baseline"
+    scale: Literal["baseline", "deviation", "error"] = "baseline"
+    smoothing: float = 0.0
     robust: Literal["none", "clipped_mean", "trimmed_mean", "median"] = "none"
     max_norm: float | None = None
     trim: int | None = None
@@ -64,6 +72,7 @@ class ServerConfig:
 
     Args:
         optimizer: `plain` adds it, `momentum` is Nesterov's (as in DiLoCo), `adam` is FedAdam.
+        step: a factor of every step, from how the deltas lie to each other; `fgrpo rules` lists them.
         lr: the server's learning rate; null means 1 for `plain`, 0.7 for `momentum`, 1e-3 for `adam`.
         momentum: momentum of `momentum`, first-moment decay of `adam`.
         beta2: second-moment decay of `adam`.
@@ -71,6 +80,7 @@ class ServerConfig:
     """
 
     optimizer: Literal["plain", "momentum", "adam"] = "plain"
+    step: Literal["fixed", "decay", "fedexp", "agreement"] = "fixed"
     lr: float | None = None
     momentum: float = 0.9
     beta2: float = 0.99

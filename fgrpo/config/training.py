@@ -15,12 +15,15 @@ class LoraConfig:
         alpha: scale of the adapters; the update is multiplied by alpha / rank.
         dropout: dropout on the adapters' input.
         target_modules: module names to adapt, or `all-linear`.
+        train: `both` matrices, or only `b` (FFA-LoRA): the mean of clients' updates is then exact, and half as much is
+            sent. See `docs/client.md`.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    train: Literal["both", "b"] = "both"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RolloutConfig:
     """How completions are sampled.
 
     Args:
-        prompts_per_step: different prompts in a rollout batch.
+        prompts_per_step: different prompts in a rollout batch; with `informative_groups`, at most in one draw.
         group_size: completions per prompt; advantages are relative within this group.
         max_new_tokens: length limit of a completion, in tokens.
         temperature: sampling temperature; the loss uses the same.
@@ -36,6 +39,9 @@ class RolloutConfig:
             system message of its own keeps that one.
         sampler: what draws completions: `transformers` is a decoding loop over the model itself, on any device; `vllm`
             an engine of its own beside it, on the same GPU.
+        informative_groups: draw prompts for a rollout batch until this many groups carry signal, that is unequal
+            rewards, and train on these alone (DAPO's dynamic sampling). See `docs/client.md`.
+        max_groups: groups drawn for a rollout batch at most; null is four times `informative_groups`.
     """
 
     prompts_per_step: int = 16
@@ -44,6 +50,8 @@ class RolloutConfig:
     temperature: float = 1.0
     system_prompt: str | None = None
     sampler: Literal["transformers", "vllm"] = "transformers"
+    informative_groups: int | None = None
+    max_groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class TrainConfig:
         baseline: subtract the group's mean, or the mean of the other completions (RLOO).
         beta: weight of the KL penalty towards the starting model.
         entropy_coef: weight of the entropy bonus.
+        proximal: FedProx: adds `proximal / 2 * |w - w_global|^2` to a client's loss. See `docs/client.md`.
         model_dropout: train with the dropout that the model's own configuration asks for, which rollouts do without, so
             that ratios move off 1 before the policy does; dropout of the adapters is `lora.dropout`.
     """
@@ -86,4 +95,5 @@ class TrainConfig:
     baseline: Literal["mean", "leave_one_out"] = "mean"
     beta: float = 0.0
     entropy_coef: float = 0.0
+    proximal: float = 0.0
     model_dropout: bool = False

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fgrpo.client.model import model_source, resolve_device
 from fgrpo.config import Config, EngineConfig
 from fgrpo.engines.base import Engine
+from fgrpo.hub import hub_or_disk
 from fgrpo.participation import clients_per_round
 
 _SMALL = 50_000_000  # parameters; below, threads cost more than they bring
@@ -56,23 +57,29 @@ def open_engine(config: Config) -> Iterator[Engine]:
     before = torch.get_num_threads()
     torch.set_num_threads(config.engine.threads)
     try:
-        if config.engine.workers:
-            from fgrpo.engines.workers import Workers
-
-            with Workers(config, config.engine.workers, config.engine.threads) as workers:
-                yield workers
-        elif config.engine.stacked:
-            from fgrpo.engines.stacked import Stacked
-            from fgrpo.engines.workplace import Workplace
-
-            yield Stacked(Workplace.open(config))
-        else:
-            from fgrpo.engines.in_process import InProcess
-            from fgrpo.engines.workplace import Workplace
-
-            yield InProcess(Workplace.open(config))
+        with hub_or_disk(config), _opened(config, config.engine.workers, config.engine.threads) as engine:
+            yield engine
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _opened(config: Config, workers: int, threads: int) -> Iterator[Engine]:
+    if workers:
+        from fgrpo.engines.workers import Workers
+
+        with Workers(config, workers, threads) as engine:
+            yield engine
+    elif config.engine.stacked:
+        from fgrpo.engines.stacked import Stacked
+        from fgrpo.engines.workplace import Workplace
+
+        yield Stacked(Workplace.open(config))
+    else:
+        from fgrpo.engines.in_process import InProcess
+        from fgrpo.engines.workplace import Workplace
+
+        yield InProcess(Workplace.open(config))
 
 
 def _cores() -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as connections
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -20,8 +16,7 @@ from fgrpo.config import Config
 from fgrpo.engines.shared import SharedMemory
 from fgrpo.engines.worker import Done, Job, Opened, Refused, Stage, serve
 from fgrpo.errors import RunError
-
-_PATIENCE = 10  # seconds
+from fgrpo.processes import forking_context, last_words
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,6 @@ class _Worker:
             return False
         self.job = number
         return True
-
-    def last_words(self) -> Died:
-        """Say how a process ended that has closed its line."""
-        self.process.join(_PATIENCE)
-        self.process.kill()  # if it has closed the line and lives on
-        self.process.join()
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return Died(f"ended with status {code}")
-        name = signal.Signals(-code).name
-        return Died(f"was killed ({name})" + ("; did memory run out?" if name == "SIGKILL" else ""))
 
 
 class Crew:
@@ -131,7 +115,7 @@ class Crew:
             try:
                 message = worker.line.recv()
             except (EOFError, OSError):  # the latter if it died within a message
-                message = worker.last_words()
+                message = Died(last_words(worker.process))
                 self._replace(worker, message)
             if isinstance(message, Opened):
                 self._welcome(worker, message)
@@ -173,22 +157,8 @@ class Crew:
 
 def _context(config: Config) -> Any:
     """Return the way to start processes, its server started and told what to import."""
-    context = multiprocessing.get_context("forkserver")
     tasks = [task for client in config.clients.values() for task in client.tasks]
     modules = ["fgrpo.engines.workplace", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
     modules += ["peft"] if config.lora is not None else []
-    modules += ["reasoning_gym"] if any(task.reasoning_gym for task in tasks) else []
-    context.set_forkserver_preload(modules)
-    with _without_interrupts():
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start a process that Ctrl-C in the terminal does not reach, from its first moment on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    modules += ["fgrpo.client.tasks.gym"] if any(task.reasoning_gym for task in tasks) else []
+    return forking_context(modules)

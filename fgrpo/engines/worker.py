@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import traceback
 import warnings
 from dataclasses import dataclass
-from multiprocessing import connection as connections
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +15,7 @@ from torch import Tensor
 from fgrpo.config import Config
 from fgrpo.engines.shared import SharedMemory, frozen_bytes
 from fgrpo.errors import FgrpoError
+from fgrpo.processes import serve_only
 from fgrpo.residuals import Residuals
 from fgrpo.wire.parameters import Manifest, flatten
 
@@ -108,8 +104,7 @@ class Refused:
 
 def serve(connection: Connection, config: Config, threads: int) -> None:
     """Be a worker: answer every job that comes through the connection with stages, then `Done` or `Refused`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    serve_only()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         workplace = _open(config, threads)
@@ -151,11 +146,3 @@ def _play(job: Job, workplace: Workplace, params_P: Tensor, connection: Connecti
             workplace.save(params_P, job.folder)
         case Describe():
             return workplace.owners.describe()
-
-
-def _end_with_parent() -> None:
-    """End at once when the parent does, in whatever way, and whatever is being computed."""
-    parent = parent_process()
-    assert parent is not None
-    connections.wait([parent.sentinel])
-    os._exit(1)

@@ -12,6 +12,13 @@ from fgrpo.errors import RunError
 from fgrpo_kernels.codec import Encoded, aggregate
 from fgrpo_kernels.robust import MOST_SORTED, clipped_mean, median, trimmed_mean
 
+MERGES = {
+    "none": "the weighted mean",
+    "clipped_mean": "the weighted mean of deltas clipped to `max_norm`",
+    "trimmed_mean": "per parameter, the mean without the `trim` largest and smallest; no weights",
+    "median": "per parameter; no weights",
+}
+
 
 @dataclass(frozen=True)
 class Combined:

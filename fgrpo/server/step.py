@@ -11,7 +11,7 @@ from fgrpo.config import ServerConfig
 
 
 def server_step(
-    params_P: Tensor, delta_P: Tensor, state: Mapping[str, Tensor], config: ServerConfig
+    params_P: Tensor, delta_P: Tensor, state: Mapping[str, Tensor], config: ServerConfig, factor: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the new global parameters and the optimiser's new state; both arguments stay as they were.
 
@@ -19,10 +19,12 @@ def server_step(
     - `momentum`: Nesterov's, as in DiLoCo (arXiv 2311.08105): `v <- m v + delta`, `params + lr * (delta + m v)`.
     - `adam`: FedAdam (arXiv 2003.00295, without bias correction): `m <- b1 m + (1-b1) delta`,
       `v <- b2 v + (1-b2) delta^2`, `params + lr * m / (sqrt(v) + eps)`.
+
+    `factor` multiplies `lr`.
     """
     step, new_state = _OPTIMIZERS[config.optimizer](delta_P, state, config)
     lr = _DEFAULT_LR[config.optimizer] if config.lr is None else config.lr
-    return torch.add(params_P, step, alpha=lr), new_state
+    return torch.add(params_P, step, alpha=factor * lr), new_state
 
 
 def _plain(delta_P: Tensor, state: Mapping[str, Tensor], config: ServerConfig) -> tuple[Tensor, dict[str, Tensor]]:

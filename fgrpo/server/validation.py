@@ -60,12 +60,14 @@ def _check_report(report: Report, client: str, round_number: int) -> None:
         )
     # A report from another machine may hold anything: what the aggregation rules and the logs compute with must be
     # numbers, and numbers that a float can hold.
-    counts = [("sequences", 1), ("tokens", 0), ("unrewarded", 0), ("reward_failures", 0)]
+    counts = [("sequences", 1), *((n, 0) for n in ("tokens", "informative", "groups", "unrewarded", "reward_failures"))]
     for name, least in [*counts, ("rows", 1)] if report.rows is not None else counts:
         count = getattr(report, name)
         if isinstance(count, bool) or not isinstance(count, int) or not least <= count < 2**53:
             expected = "at least one" if least else "none below 0"
             raise PayloadError(f"report: {_shown(count)} {name}, expected {expected}, a whole number below 2**53")
+    if report.informative > report.sequences:
+        raise PayloadError(f"report: {report.informative} informative sequences of {report.sequences}")
     for name in ("reward_mean", "reward_std", "completion_length", "degenerate"):
         value = getattr(report, name)
         if not _is_number(value) or not math.isfinite(value):

@@ -1,11 +1,10 @@
-"""The pictures of a run. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
+"""A run's pictures as files, for slides and papers; the page draws its own, for any width (`fgrpo/show/charts.py`)."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,39 +14,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from fgrpo.show.series import Series, accuracy_by_round, is_constant, rewards, weights
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.text import byte_size, number, percent, points, printable, ratio, seconds
+from fgrpo.show.text import byte_size, percent, points, printable, ratio, seconds
+from fgrpo.show.theme import LIGHT
 
 _WIDTH, _DPI = 8.0, 150  # inches, pixels per inch
 _LINES_IN_A_PANEL = 8  # with more, the other clients are a grey blur
 _STAGE_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of what is not data, and the two that data has most of."""
-
-    paper: str
-    ink: str
-    faint: str
-    data: str
-    warning: str
-
-
-LIGHT = Theme(paper="#ffffff", ink="#222222", faint="#c4c7cc", data="#0072B2", warning="#D55E00")
-DARK = Theme(paper="#16181d", ink="#e4e6ea", faint="#555a64", data="#56B4E9", warning="#E69F00")
-
-
-def write_plots(summary: RunSummary, folder: Path, theme: Theme = LIGHT, suffix: str = "") -> dict[str, Path]:
+def write_plots(summary: RunSummary, folder: Path) -> dict[str, Path]:
     """Write every picture that the run has data for as `folder/<name><suffix>.png`; return the files by name."""
     style: dict[Any, Any] = {
-        "figure.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        "savefig.facecolor": theme.paper,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.ink),
-        **dict.fromkeys(("xtick.color", "ytick.color"), theme.faint),
-        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), theme.ink),
-        "axes.edgecolor": theme.faint,
+        "figure.facecolor": LIGHT.paper,
+        "axes.facecolor": LIGHT.paper,
+        "savefig.facecolor": LIGHT.paper,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), LIGHT.ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), LIGHT.faint),
+        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), LIGHT.ink),
+        "axes.edgecolor": LIGHT.faint,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9.0,
@@ -57,83 +43,62 @@ def write_plots(summary: RunSummary, folder: Path, theme: Theme = LIGHT, suffix:
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture; the tables have the name
         for name, draw in _PLOTS.items():
-            figure = draw(summary, theme)
+            figure = draw(summary)
             if figure is not None:
-                paths[name] = folder / f"{name}{suffix}.png"
+                paths[name] = folder / f"{name}.png"
                 figure.savefig(paths[name], dpi=_DPI)
     return paths
 
 
-def _reward(summary: RunSummary, theme: Theme) -> Figure | None:
-    series = {
-        client: {n: report.reward_mean for n, report in reports.items()} for client, reports in summary.reports.items()
-    }
-    return _small_multiples("Mean reward per round, each client in its own scale", summary, series, theme, number)
+def _reward(summary: RunSummary) -> Figure | None:
+    return _small_multiples(summary, rewards(summary))
 
 
-def _accuracy_by_round(summary: RunSummary, theme: Theme) -> Figure | None:
-    series = {client: {n: e.accuracy for n, e in rounds.items()} for client, rounds in summary.evaluations.items()}
-    if max(map(len, series.values()), default=0) < 3:
+def _accuracy_by_round(summary: RunSummary) -> Figure | None:
+    series = accuracy_by_round(summary)
+    if max(map(len, series.values.values()), default=0) < 3:
         return None  # the bars say it all
-    title = "Held-out accuracy of the global model"
-    return _small_multiples(title, summary, series, theme, percent, shared=True, every_round=False)
+    return _small_multiples(summary, series, every_round=False)
 
 
-def _weights(summary: RunSummary, theme: Theme) -> Figure | None:
-    series = {
-        client: {round_.round: round_.weights[client] for round_ in summary.rounds if client in round_.weights}
-        for client in summary.clients
-    }
-    equal = 1 / max((len(round_.weights) + len(round_.quarantined) for round_ in summary.rounds), default=1)
-    title = f"Aggregation weight per round (dashed: equal weights, {percent(equal)})"
-    return _small_multiples(title, summary, series, theme, percent, shared=True, line=equal)
+def _weights(summary: RunSummary) -> Figure | None:
+    return _small_multiples(summary, weights(summary))
 
 
-def _small_multiples(
-    title: str,
-    summary: RunSummary,
-    series: Mapping[str, Mapping[int, float]],
-    theme: Theme,
-    text: Callable[[float | None], str],
-    *,
-    shared: bool = False,
-    line: float | None = None,
-    every_round: bool = True,
-) -> Figure | None:
-    """Draw one small panel per client, value against round.
+def _small_multiples(summary: RunSummary, series: Series, *, every_round: bool = True) -> Figure | None:
+    """Draw one small panel per client, value against round; None if nothing changes.
 
     Args:
-        series: value per client and round.
-        text: how a value is written.
-        shared: all panels have one scale, from 0, and show the other clients' lines faintly.
-        line: a value that every panel marks.
         every_round: a round without a value breaks the line, and a cross says so where the client was quarantined.
     """
-    if not any(series.values()):
+    if series.constant:
         return None
+    title, text, shared, values = series.title, series.write, series.shared, series.values
+    if series.mark is not None:
+        title += f" (dashed: equal weights, {text(series.mark)})"
     shown = summary.shown()
     if len(shown) < len(summary.clients):
         title += f" ({len(shown)} of {len(summary.clients)} clients)"
     figure, panels = _panel_grid(title, len(shown), shared)
     rounds = [s.round for s in summary.rounds]
-    lines = {client: _line(series[client], rounds if every_round else sorted(series[client])) for client in shown}
+    lines = {client: _line(values[client], rounds if every_round else sorted(values[client])) for client in shown}
     others_too = shared and len(lines) <= _LINES_IN_A_PANEL
     for client, panel in zip(shown, panels, strict=True):
         for other in lines if others_too else ():
             if other != client:
-                panel.plot(*lines[other], color=theme.faint, linewidth=0.7)
-        if line is not None:
-            panel.axhline(line, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 3)))
+                panel.plot(*lines[other], color=LIGHT.faint, linewidth=0.7)
+        if series.mark is not None:
+            panel.axhline(series.mark, color=LIGHT.ink, linewidth=0.8, linestyle=(0, (4, 3)))
         dots = 3.2 if len(rounds) <= 40 else 1.8
-        panel.plot(*lines[client], color=theme.data, linewidth=1.8, marker="o", markersize=dots)
+        panel.plot(*lines[client], color=LIGHT.data, linewidth=1.8, marker="o", markersize=dots)
         if every_round:
-            _mark_quarantined(panel, summary, client, theme)
-        _name_panel(panel, client, [text(value) for _, value in sorted(series[client].items())])
+            _mark_quarantined(panel, summary, client)
+        _name_panel(panel, client, [text(value) for _, value in sorted(values[client].items())])
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, text)))
         if shared:
             panel.set_ylim(bottom=0)
     if every_round and any(s.quarantined for s in summary.rounds):
-        figure.text(0.99, 0.08 / figure.get_figheight(), "crosses: quarantined", ha="right", color=theme.warning)
+        figure.text(0.99, 0.08 / figure.get_figheight(), "crosses: quarantined", ha="right", color=LIGHT.warning)
     return figure
 
 
@@ -178,17 +143,17 @@ def _line(values: Mapping[int, float], rounds: list[int]) -> tuple[list[int], li
     return rounds, [values.get(n, math.nan) for n in rounds]
 
 
-def _mark_quarantined(panel: Axes, summary: RunSummary, client: str, theme: Theme) -> None:
+def _mark_quarantined(panel: Axes, summary: RunSummary, client: str) -> None:
     rounds = [s.round for s in summary.rounds if client in s.quarantined]
     transform = panel.get_xaxis_transform()  # rounds across, panel height up
-    panel.plot(rounds, [0.06] * len(rounds), "x", color=theme.warning, markersize=4.5, transform=transform)
+    panel.plot(rounds, [0.06] * len(rounds), "x", color=LIGHT.warning, markersize=4.5, transform=transform)
 
 
 def _tick(value: float, text: Callable[[float | None], str]) -> str:
     return f"{100 * value:.0f}%" if text is percent else f"{value:.3g}"
 
 
-def _accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
+def _accuracy(summary: RunSummary) -> Figure | None:
     bars = [(client, *summary.accuracy(client)) for client in summary.shown() if summary.evaluations[client]]
     if not bars:
         return None
@@ -202,7 +167,7 @@ def _accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots()
     for row, (_, before, after) in enumerate(bars):
-        for value, colour, offset in ((before, theme.faint, -0.19), (after, theme.data, 0.19)):
+        for value, colour, offset in ((before, LIGHT.faint, -0.19), (after, LIGHT.data, 0.19)):
             if value is not None:
                 axes.barh(row + offset, value, height=0.36, color=colour)
                 axes.text(value + 0.008, row + offset, percent(value), va="center", fontsize=8)
@@ -212,7 +177,7 @@ def _accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     axes.set_yticks(range(len(bars)), [_short(client, 28) for client, *_ in bars])
     if mean:
         axes.get_yticklabels()[-1].set_fontweight("bold")
-        axes.axhline(len(bars) - 1.5, color=theme.faint, linewidth=0.8)
+        axes.axhline(len(bars) - 1.5, color=LIGHT.faint, linewidth=0.8)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.23)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -220,15 +185,15 @@ def _accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     return figure
 
 
-def _bytes(summary: RunSummary, theme: Theme) -> Figure | None:
-    if not summary.rounds:
-        return None
+def _bytes(summary: RunSummary) -> Figure | None:
     uplink, float32 = summary.uplink_bytes(), summary.float32_bytes()
+    if is_constant(dict(enumerate(uplink))):
+        return None
     part = ratio(sum(uplink), sum(float32))
     figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
     figure.suptitle(f"Uplink per round: {part} of float32", x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes, rounds = figure.subplots(), [s.round for s in summary.rounds]
-    for values, what, colour in ((float32, "as float32", theme.faint), (uplink, "sent", theme.data)):
+    for values, what, colour in ((float32, "as float32", LIGHT.faint), (uplink, "sent", LIGHT.data)):
         label = f"{what}  {byte_size(fmean(values))} a round"
         axes.stairs(values, _edges(rounds), fill=True, color=colour, label=label)
     _round_axis(axes, rounds)
@@ -238,7 +203,7 @@ def _bytes(summary: RunSummary, theme: Theme) -> Figure | None:
     return figure
 
 
-def _time(summary: RunSummary, theme: Theme) -> Figure | None:
+def _time(summary: RunSummary) -> Figure | None:
     stages = summary.stage_seconds()
     if not stages:
         return None
@@ -278,7 +243,7 @@ def _short(name: str, length: int) -> str:
     return name if len(name) <= length else name[: max(1, length - 1)] + "…"
 
 
-_PLOTS: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
+_PLOTS: dict[str, Callable[[RunSummary], Figure | None]] = {
     "accuracy": _accuracy,
     "accuracy_by_round": _accuracy_by_round,
     "reward": _reward,

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgrpo.engines.base import Observer
-from fgrpo.records import ClientData, Evaluation, Record, Report, RoundSummary
+from fgrpo.records import TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
 from fgrpo.show.tables import histogram, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
@@ -123,7 +123,7 @@ class Progress:
         reports = {record.client: record for record in records if isinstance(record, Report)}
         self._print_data([record for record in records if isinstance(record, ClientData)])
         self._print_failures(list(reports.values()))
-        accuracies = [record.accuracy for record in records if isinstance(record, Evaluation)]
+        evaluations = [record for record in records if isinstance(record, Evaluation)]
         for summary in (record for record in records if isinstance(record, RoundSummary)):
             for client, reason in summary.quarantined.items():
                 line = f"round {summary.round}: quarantined {client}: {reason}"
@@ -135,14 +135,15 @@ class Progress:
             ]
             results = [self._result(reports[c], w) for c, w in list(summary.weights.items())[:_RESULTS]]
             more = len(summary.weights) - len(results)
-            self._print_round(head, accuracies, [*results, *([f"and {more} more"] if more else [])])
-        if not reports and accuracies:
-            self._print_round(["before training"], accuracies, [])
+            self._print_round(head, evaluations, [*results, *([f"and {more} more"] if more else [])])
+        if not reports and evaluations:
+            self._print_round(["before training"], evaluations, [])
 
     def _print_data(self, data: list[ClientData]) -> None:
         if any(client.rows for client in data):
             self._print(Text("training rows:"))
-            rows = [f"  {client.client}: {row_count(client)}  {histogram(client.labels)}".rstrip() for client in data]
+            learning = [client for client in data if client.client != TEST_SET]
+            rows = [f"  {c.client}: {row_count(c)}  {histogram(c.labels)}".rstrip() for c in learning]
             self._print_some(rows, style="")
         self._print_some([note for client in data for note in client.notes], style="yellow")
 
@@ -160,9 +161,11 @@ class Progress:
                 line = f"round {report.round}: {report.client}: {report.reward_failures} rewards failed; the first: "
                 self._print(Text(self._plain(line + report.reward_failure), style="yellow"))
 
-    def _print_round(self, head: list[str], accuracies: list[float], results: list[str]) -> None:
-        if accuracies:
-            head = [*head, f"accuracy {percent(fmean(accuracies))}"]
+    def _print_round(self, head: list[str], evaluations: list[Evaluation], results: list[str]) -> None:
+        of_clients = [evaluation.accuracy for evaluation in evaluations if evaluation.client != TEST_SET]
+        on_test_set = [evaluation.accuracy for evaluation in evaluations if evaluation.client == TEST_SET]
+        for what, accuracies in (("accuracy", of_clients), ("test set", on_test_set)):
+            head = [*head, *([f"{what} {percent(fmean(accuracies))}"] if accuracies else [])]
         if not self._live.is_started:
             self._print(Text("  ".join(head + results)))
             return

@@ -1,32 +1,26 @@
-"""A run's report: pictures, and one page that holds everything and needs nothing."""
+"""A run's report: one page for people, and its pictures as files for slides and papers."""
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
+from fgrpo.changes import in_words
+from fgrpo.config import Config
 from fgrpo.errors import RunError
 from fgrpo.run_folder import RunFolder
-from fgrpo.show.plots import DARK, LIGHT, write_plots
+from fgrpo.settings import read_config
+from fgrpo.show.pages import write_page
+from fgrpo.show.pictures import pictures
+from fgrpo.show.plots import write_plots
+from fgrpo.show.samples import compared_samples
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.tables import quarantine_table, tables
-from fgrpo.show.text import byte_size, percent, points, printable, ratio, seconds
-
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_ALT_TEXTS = {
-    "accuracy": "Bars: held-out accuracy before and after training, per client",
-    "accuracy_by_round": "Lines: held-out accuracy of the global model by round, per client",
-    "reward": "Lines: mean reward by round, per client",
-    "weights": "Lines: aggregation weight by round, per client",
-    "bytes": "Bars: bytes sent per round, against float32",
-    "time": "Stacked bars: seconds per stage, by round",
-}
+from fgrpo.show.text import byte_size, percent, points, ratio, seconds
+from fgrpo.show.verdict import verdict
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write `RUN/report/*.png` and `RUN/report/index.html`; return the page's path.
+    """Write `RUN/report/index.html` and `RUN/report/*.png`; return the page's path.
 
     Raises:
         RunError: no round is complete yet, or the report cannot be written.
@@ -34,29 +28,45 @@ def write_report(folder: RunFolder) -> Path:
     summary = RunSummary.of(folder.records())
     if not summary.rounds:
         raise RunError(f"{folder.path}: no round is complete yet, so there is nothing to report")
-    report = folder.path / "report"
-    page = report / "index.html"
-    try:
-        report.mkdir(exist_ok=True)
-        light, dark = write_plots(summary, report, LIGHT), write_plots(summary, report, DARK, suffix="-dark")
-        pictures = [(_ALT_TEXTS[name], _inline(light[name]), _inline(dark[name])) for name in light]
-        page.write_text(_render(folder, summary, pictures), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
-    return page
-
-
-def _render(folder: RunFolder, summary: RunSummary, pictures: list[tuple[str, str, str]]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = printable  # names and reasons come from outside
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        run=folder.path.resolve().name,
+    report, name = folder.path / "report", folder.path.resolve().name
+    about = about_run(read_config(folder.config_file), summary)
+    drawn, constants = pictures(summary)
+    quarantines = quarantine_table(summary)
+    write_page(
+        report / "index.html",
+        "report.html.jinja",
+        title=f"FGRPO run {name}: {', '.join(f'{what} {value}' for what, value in about)}",
+        run=name,
+        about=about,
+        changes=[f"from round {number} on: {in_words(changes)}" for number, changes in folder.changes()],
+        findings=verdict(summary),
         headline=_headline(summary),
-        pictures=pictures,
-        tables=tables(summary),
-        quarantines=quarantine_table(summary),
+        pictures=drawn,
+        constants=constants,
+        tables=[*tables(summary), *([quarantines] if quarantines.rows else [])],
+        samples=compared_samples(summary),
         config=folder.config_file.read_text(encoding="utf-8"),
     )
+    try:
+        write_plots(summary, report)
+    except OSError as error:
+        raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
+    return report / "index.html"
+
+
+def about_run(config: Config, summary: RunSummary) -> list[tuple[str, str]]:
+    """Return what one must know of a run to tell it from another, as (what, value)."""
+    codec, robust = config.codec, config.aggregation.robust
+    ended = [round_.ended[:16].replace("T", " ") for round_ in summary.rounds if round_.ended]
+    days = sorted({time[:10] for time in ended})
+    date = f"{ended[0]} UTC" if len(days) == 1 else " to ".join(days[:: len(days) - 1]) if days else ""
+    return [
+        ("model", Path(config.model).name if "/" in config.model else config.model),
+        ("rule", config.aggregation.rule if robust == "none" else f"{config.aggregation.rule}, {robust}"),
+        ("codec", codec.codec if codec.codec in ("bf16", "none") else f"{codec.codec}, block {codec.block}"),
+        ("seed", str(config.seed)),
+        *([("date", date)] if date else []),  # runs of earlier releases have none
+    ]
 
 
 def _headline(summary: RunSummary) -> list[tuple[str, str, str]]:
@@ -71,7 +81,3 @@ def _headline(summary: RunSummary) -> list[tuple[str, str, str]]:
         ("rounds", str(len(summary.rounds)), f"{seconds(wall / len(summary.rounds))} each"),
         ("uplink", byte_size(sum(uplink)), f"{sent} of float32"),
     ]
-
-
-def _inline(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
-from fgrpo.records import ClientData, Evaluation, Record, Report, RoundSummary
+from fgrpo.records import TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
 
 MOST_SHOWN = 24  # clients in a table or a picture
 
@@ -22,6 +22,7 @@ class RunSummary:
         reports: per client and round; none for a round in which the client was quarantined.
         evaluations: per client and round; round 0 is before training.
         data: what each client has to learn from; nothing for a run from before this was recorded.
+        test_set: per round, the evaluation on the run's own test set; empty without one.
     """
 
     clients: tuple[str, ...]
@@ -29,33 +30,40 @@ class RunSummary:
     reports: Mapping[str, Mapping[int, Report]]
     evaluations: Mapping[str, Mapping[int, Evaluation]]
     data: tuple[ClientData, ...] = ()
+    test_set: Mapping[int, Evaluation] = field(default_factory=dict)
 
     @staticmethod
     def of(records: Iterable[Record]) -> RunSummary:
         rounds: list[RoundSummary] = []
         reports: dict[str, dict[int, Report]] = {}
         evaluations: dict[str, dict[int, Evaluation]] = {}
-        data = []
+        test_set: dict[int, Evaluation] = {}
+        data: list[ClientData] = []
         for record in records:
-            if isinstance(record, ClientData):
+            if isinstance(record, Evaluation) and record.client == TEST_SET:
+                test_set[record.round] = record
+            elif isinstance(record, ClientData):
                 data.append(record)
-                continue
-            for client in record.quarantined if isinstance(record, RoundSummary) else (record.client,):
-                reports.setdefault(client, {})
-                evaluations.setdefault(client, {})
-            if isinstance(record, RoundSummary):
-                rounds.append(record)
-            elif isinstance(record, Report):
-                reports[record.client][record.round] = record
             else:
-                evaluations[record.client][record.round] = record
-        return RunSummary(tuple(reports), tuple(rounds), reports, evaluations, tuple(data))
+                for client in record.quarantined if isinstance(record, RoundSummary) else (record.client,):
+                    reports.setdefault(client, {})
+                    evaluations.setdefault(client, {})
+                if isinstance(record, RoundSummary):
+                    rounds.append(record)
+                elif isinstance(record, Report):
+                    reports[record.client][record.round] = record
+                else:
+                    evaluations[record.client][record.round] = record
+        of_clients = tuple(told for told in data if told.client != TEST_SET)
+        return RunSummary(tuple(reports), tuple(rounds), reports, evaluations, of_clients, test_set)
 
     def accuracy(self, client: str) -> tuple[float | None, float | None]:
         """Return the accuracy before training and at the last evaluation since, each None where there is none."""
-        measured = self.evaluations[client]
-        last = max(measured, default=0)
-        return measured[0].accuracy if 0 in measured else None, measured[last].accuracy if last else None
+        return _before_and_after(self.evaluations[client])
+
+    def test_accuracy(self) -> tuple[float | None, float | None]:
+        """Return the same on the run's own test set."""
+        return _before_and_after(self.test_set)
 
     def mean_accuracy(self) -> tuple[float, float] | None:
         """Return the means before and after, over the clients that have both; None if there is no such client."""
@@ -98,3 +106,8 @@ class RunSummary:
     def round_seconds(self) -> list[float]:
         """Return the wall-clock seconds per round, from sending the model to the server's step."""
         return [sum(summary.seconds.values()) for summary in self.rounds]
+
+
+def _before_and_after(measured: Mapping[int, Evaluation]) -> tuple[float | None, float | None]:
+    last = max(measured, default=0)
+    return measured[0].accuracy if 0 in measured else None, measured[last].accuracy if last else None

@@ -20,7 +20,7 @@ class TextTable:
 
     Attributes:
         rows: cells as they are shown; `footer` is one more row, set apart, or empty.
-        numbers_from: columns from this one on hold numbers and are set flush right.
+        numbers_from, numbers_to: columns from the one to before the other hold numbers and are set flush right.
         note: one line on how to read it.
     """
 
@@ -29,7 +29,11 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     footer: tuple[str, ...] = ()
     numbers_from: int = 1
+    numbers_to: int | None = None
     note: str = ""
+
+    def is_number(self, column: int) -> bool:
+        return column in range(len(self.columns))[self.numbers_from : self.numbers_to]
 
 
 def tables(summary: RunSummary) -> list[TextTable]:
@@ -130,6 +134,7 @@ def data_table(summary: RunSummary) -> TextTable:
         "Data: what clients have, and what they trained on in all rounds",
         columns if has_labels else columns[:-1],
         tuple(row if has_labels else row[:-1] for row in rows),
+        numbers_to=-1 if has_labels else None,
         note="; ".join(notes),
     )
 
@@ -184,20 +189,6 @@ def quarantine_table(summary: RunSummary) -> TextTable:
         ("client", "round", "reason"),
         tuple((client, str(s.round), reason) for s in summary.rounds for client, reason in s.quarantined.items()),
         numbers_from=3,
-    )
-
-
-def comparison_table(runs: Mapping[str, RunSummary]) -> TextTable:
-    """Return runs of the same clients side by side: held-out accuracy per client before and after, and wall time."""
-    clients = list(dict.fromkeys(client for summary in runs.values() for client in summary.clients))
-    rows = []
-    for name, summary in runs.items():
-        pairs = [summary.accuracy(c) if c in summary.clients else (None, None) for c in clients]
-        pairs.append(summary.mean_accuracy() or (None, None))
-        cells = [f"{percent(before)} → {percent(after)}" for before, after in pairs]
-        rows.append((name, *cells, points(*pairs[-1]), seconds(sum(summary.round_seconds()))))
-    return TextTable(
-        "Held-out accuracy before and after", ("run", *clients, "mean", "points gained", "rounds took"), tuple(rows)
     )
 
 

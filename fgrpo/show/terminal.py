@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from rich import box
@@ -11,32 +11,48 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo.records import Evaluation, Record
+from fgrpo.records import TEST_SET, Evaluation, Record
+from fgrpo.show.comparison import Compared, comparison_tables
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.tables import TextTable, comparison_table, tables
+from fgrpo.show.tables import TextTable, tables
 from fgrpo.show.text import number, percent, printable, ratio
+from fgrpo.show.verdict import verdict
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import Encoded
 
 _STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading per line
 
 
-def print_comparison(runs: Mapping[str, Iterable[Record]], console: Console | None = None) -> None:
+def print_comparison(runs: Sequence[Compared], console: Console | None = None) -> None:
     """Print several runs side by side."""
-    _print(comparison_table({name: RunSummary.of(records) for name, records in runs.items()}), console)
+    for table in comparison_tables(runs):
+        if table.rows or table.note:
+            _print(table, console)
 
 
 def print_summary(records: Iterable[Record], console: Console | None = None) -> None:
-    """Print the tables that a run ends with."""
-    for table in tables(RunSummary.of(records)):
+    """Print the verdict and the tables that a run ends with."""
+    summary, console = RunSummary.of(records), console or _console()
+    for finding in verdict(summary) if summary.rounds else ():
+        says, rest = (printable(t, console.encoding) for t in (finding.says, f"{finding.evidence}. {finding.remedy}"))
+        console.print(Text(says, style=f"bold {'yellow' if finding.remedy else 'green'}"), highlight=False)
+        console.print(Text(rest.strip()), highlight=False)
+        console.print()
+    print_tables(tables(summary), console)
+
+
+def print_tables(tables: Iterable[TextTable], console: Console | None = None) -> None:
+    """Print tables one after another."""
+    for table in tables:
         _print(table, console)
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None = None) -> None:
-    """Print the accuracy of one model on every client's held-out prompts."""
+    """Print the accuracy of one model on every client's held-out prompts, and on the run's own test set."""
     rows = tuple((e.client, str(e.prompts), percent(e.accuracy), number(e.score)) for e in evaluations)
-    mean = fmean(e.accuracy for e in evaluations), fmean(e.score for e in evaluations)
-    footer = ("mean", "", percent(mean[0]), number(mean[1]))
+    of_clients = [evaluation for evaluation in evaluations if evaluation.client != TEST_SET]
+    mean = fmean(e.accuracy for e in of_clients), fmean(e.score for e in of_clients)
+    footer = ("mean of clients", "", percent(mean[0]), number(mean[1]))
     title = f"Held-out prompts, model after round {evaluations[0].round}"
     _print(TextTable(title, ("client", "prompts", "accuracy", "score"), rows, footer), console)
 
@@ -61,7 +77,7 @@ def _print(table: TextTable, console: Console | None) -> None:
     shown = Table(box=box.SIMPLE, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
     shown.collapse_padding, shown.show_header, shown.show_footer = True, any(table.columns), bool(table.footer)
     for at, column in enumerate(table.columns):
-        is_number = at >= table.numbers_from
+        is_number = table.is_number(at)
         footer = Text(table.footer[at] if table.footer else "", style="bold")
         header = column.replace(" ", "\n") if is_number and len(table.columns) > _STACK_HEADERS_FROM else column
         shown.add_column(header, footer, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from fgrpo.config import EngineConfig
+
+NAMED = 5  # clients that a sentence names
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -45,6 +48,14 @@ def byte_size(count: float) -> str:
 def ratio(part: float, whole: float) -> str:
     """Return `1/7.5` for a part that fits 7.5 times; cut, not rounded, so that it never promises too much."""
     return f"1/{math.floor(10 * whole / part) / 10:.1f}" if part else "-"
+
+
+def named(names: Iterable[str]) -> str:
+    """Return the first of some names as a sentence lists them, and how many more there are."""
+    names = list(names)
+    if len(names) > NAMED:
+        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def engine(config: EngineConfig) -> str:

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import torch
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fgrpo.errors import PayloadError
-from fgrpo_kernels.codec import Encoded, check_codes
+from fgrpo_kernels.codec import Codec, Encoded, check_codes
 
 FORMAT, VERSION = "fgrpo.delta", "1"
 _MAX_HEADER_BYTES = 1 << 14
@@ -81,7 +81,8 @@ def unpack(payload: bytes) -> tuple[Header, Encoded]:
     try:
         header = Header(metadata["client"], _number(metadata, "round"), metadata["manifest"], metadata["base"])
         size, block = _number(metadata, "size"), _number(metadata, "block")
-        delta = Encoded(tensors["codes"], tensors["scales"], metadata["codec"], block, size)
+        codec = cast(Codec, metadata["codec"])  # whatever it is: Encoded looks
+        delta = Encoded(tensors["codes"], tensors["scales"], codec, block, size)
         check_codes(delta)
     except KeyError as error:
         raise _fault(f"the metadata lack {error.args[0]!r}") from None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from fgrpo_kernels.bench.case import NotHereError, Options
+from fgrpo_kernels.bench.compare import compare
 from fgrpo_kernels.bench.ops import OPS
+from fgrpo_kernels.bench.packages import INSIDE, PACKAGES
+from fgrpo_kernels.bench.report import Site, write
+from fgrpo_kernels.bench.results import load
 from fgrpo_kernels.bench.session import bench, listing
 from fgrpo_kernels.bench.shapes import MODELS
 
@@ -30,7 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         about = "every op, on the CPU and on a GPU where there is one" if op == "all" else f"measure {op}"
         _add_options(commands.add_parser(op, help=about), op)
     listed = commands.add_parser("list", help="ops, their cases and contenders, and which of them are here")
-    listed.set_defaults(run=lambda chosen: print(listing()) or 0)
+    listed.set_defaults(run=lambda chosen: _print(listing()))
+    reported = commands.add_parser("report", help="write the repository's pages and plots, or print a page")
+    reported.add_argument("results", type=Path, nargs="*", help="files or folders to print a page of")
+    reported.set_defaults(run=lambda chosen: _report(chosen.results))
+    compared = commands.add_parser("compare", help="whether ours became faster or slower, or nobody can tell")
+    for name in ("a", "b"):
+        compared.add_argument(name, type=Path, metavar=name.upper(), help="a file of results, or a folder")
+    compared.set_defaults(run=lambda chosen: _print(compare(load([chosen.a]), load([chosen.b]))))
     return parser
 
 
@@ -53,6 +65,8 @@ def _bench(parser: argparse.ArgumentParser, op: str, chosen: argparse.Namespace)
     for name in ("rows", "parameters", "threads", "rounds"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
+    if unknown := [name for name in chosen.against or () if name not in (*INSIDE, *PACKAGES)]:
+        parser.error(f"unknown contender: {unknown[0]}; there are {', '.join((*INSIDE, *PACKAGES))}")
     values = {name: getattr(chosen, name) for name in ("model", "rows", "parameters", "threads", "against", "only")}
     options = Options(
         **values,
@@ -66,6 +80,18 @@ def _bench(parser: argparse.ArgumentParser, op: str, chosen: argparse.Namespace)
         parser.error(str(error))
 
 
+def _report(results: Sequence[Path]) -> int:
+    if results:
+        return _print(Site(Path.cwd(), load(results)).whole_page(Path.cwd() / "benchmarks.md"))
+    changed = write(Path.cwd())
+    return _print("\n".join(f"written: {path}" for path in changed) or "every page is up to date")
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
@@ -75,3 +101,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("fgrpo_kernels.bench: interrupted; what was measured is on disk")
+    except (ValueError, OSError) as error:
+        sys.exit(f"fgrpo_kernels.bench: {error}")

@@ -24,6 +24,7 @@ PACKAGES = {
     "flower": Package("flwr", "flwr"),
     "zstd": Package("zstandard", "zstandard"),
 }
+INSIDE = ("eager", "compile", "fbgemm", "float32")  # with torch
 DISTRIBUTIONS = tuple(package.distribution for package in PACKAGES.values())
 
 
@@ -32,7 +33,11 @@ def whereabouts(name: str) -> str:
     if name not in PACKAGES:
         return "here"
     module, distribution = PACKAGES[name]
-    if importlib.util.find_spec(module) is None:
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ValueError:  # another of that name is half imported
+        found = False
+    if not found:
         return how_to_get(name)
     return version(distribution) or "here"
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from fgrpo_kernels.bench.results import Record
 
+FOLDER = "benchmarks"  # of the tests, in the repository
+
 
 def content(op: str, header: Record, records: Sequence[Record]) -> Record:
     """What pytest-benchmark asks of a file, by the names that `benchmarks/bench_<op>.py` gives its tests."""
@@ -28,7 +30,7 @@ def _entry(op: str, record: Record) -> Record:
     return {
         "group": None,
         "name": name,
-        "fullname": f"benchmarks/bench_{op}.py::{name}",
+        "fullname": f"{FOLDER}/bench_{op}.py::{name}",
         "params": None,
         "param": None,
         "extra_info": {},

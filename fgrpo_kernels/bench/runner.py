@@ -19,7 +19,7 @@ from fgrpo_kernels.bench.packages import how_to_get
 from fgrpo_kernels.bench.results import Record, failed
 from fgrpo_kernels.bench.shapes import dtype_of, name_of
 
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
 WARM_UP = {"cpu": 1, "gpu": 3}  # calls before anything is timed
 

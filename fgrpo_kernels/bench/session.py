@@ -30,7 +30,7 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
                 print(f"{name} on {chosen}: {error}")
                 continue
             head = header(chosen, DISTRIBUTIONS)
-            file = ResultFile(name, head, settings=settings(options), limits={})
+            file = ResultFile(name, head, op=name, settings=settings(options))
             print(f"\n{name} on {head['device']}, {options.threads} threads")
             for record in measure(cases, options):
                 file.add(record)

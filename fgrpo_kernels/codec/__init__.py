@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from fgrpo_kernels.codec.buffers import (
     require_writable,
     thread_count,
 )
-from fgrpo_kernels.codec.payloads import CODECS, Encoded, payload_fields, require_encoded, require_format
+from fgrpo_kernels.codec.payloads import CODECS, Codec, Encoded, payload_fields, require_encoded, require_format
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "ClientStats",
+    "Codec",
     "Encoded",
     "aggregate",
     "aggregate_with_stats",
@@ -50,8 +51,8 @@ __all__ = [
     "gram",
 ]
 
-ROUNDINGS = ("nearest", "stochastic")
-SCALES = ("absmax", "mse")
+Rounding = Literal["nearest", "stochastic"]
+Scale = Literal["absmax", "mse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +71,11 @@ def encode(
     new: Tensor | np.ndarray,
     base: Tensor | np.ndarray | None = None,
     *,
-    codec: str = "int4",
+    codec: Codec = "int4",
     block: int = 64,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     seed: int = 0,
-    scale: str = "absmax",
+    scale: Scale = "absmax",
     residual: Tensor | np.ndarray | None = None,
     out: Encoded | None = None,
     num_threads: int | None = None,
@@ -97,6 +98,11 @@ def encode(
     Raises ValueError where a value is NaN, infinite or beyond 2**127, naming its index, for wrong sizes or names, and
     for a `residual` or `out` in read-only memory; TypeError for wrong types, dtypes or devices. `residual` is then
     unchanged.
+
+    Example:
+        >>> new, base, residual = torch.linspace(0, 1, 100), torch.zeros(100), torch.zeros(100)
+        >>> encode(new, base, codec="int4", residual=residual)
+        Encoded(codec='int4', block=64, size=100, nbytes=68)
     """
     new = require_flat("encode: new", new, torch.float32, torch.bfloat16)
     if base is not None:
@@ -104,10 +110,10 @@ def encode(
     if residual is not None:
         residual = require_writable("encode: residual", residual)
     require_format("encode", codec, block)
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"encode: rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    if scale not in SCALES:
-        raise ValueError(f"encode: scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"encode: rounding must be one of {', '.join(get_args(Rounding))}, got {rounding!r}")
+    if scale not in get_args(Scale):
+        raise ValueError(f"encode: scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
     if not 0 <= require_int("encode: seed", seed) < 2**64:
         raise ValueError(f"encode: seed must be from 0 to 2**64 - 1, got {seed}")
     for name, operand in {"base": base, "residual": residual}.items():
@@ -138,6 +144,10 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
     """The delta that `encoded` stands for: code * scale, exact in float32.
 
     out: float32 [P] to write to, returned; a new tensor where None. Writing to memory in use is faster.
+
+    Example:
+        >>> decode(encode(torch.tensor([0.5, -1.0, 2.0]), codec="int8"))
+        tensor([ 0.5078, -0.9998,  1.9995])
     """
     require_encoded("decode: the payload", encoded)
     out = output_tensor("decode", out, encoded.size, encoded.device)
@@ -165,6 +175,11 @@ def aggregate(
 
     The order of the list changes no bit: terms are added in the order of their codecs, blocks, weights and bytes.
     Raises ValueError for no payloads, unequal sizes, or weights that are too few, too many or not finite.
+
+    Example:
+        >>> a, b = (encode(torch.full((2,), x), codec="bf16") for x in (1.0, 3.0))
+        >>> aggregate([a, b], [0.5, 0.5])
+        tensor([2., 2.])
     """
     return _aggregate(encodeds, weights, out, None, num_threads)
 
@@ -180,6 +195,12 @@ def aggregate_with_stats(
 
     They are summed in float64 while the codes are at hand, the same to the bit for any number of threads and any order
     of the list. Raises as `aggregate` does.
+
+    Example:
+        >>> a, b = (encode(torch.full((2,), x), codec="bf16") for x in (1.0, 3.0))
+        >>> mean, stats = aggregate_with_stats([a, b], [0.5, 0.5])
+        >>> stats.squared_norms, stats.dots_with_mean
+        (tensor([ 2., 18.], dtype=torch.float64), tensor([ 4., 12.], dtype=torch.float64))
     """
     stats = torch.empty(len(encodeds), 2, dtype=torch.float64)
     out = _aggregate(encodeds, weights, out, stats, num_threads)
@@ -214,6 +235,11 @@ def gram(
     The products of codes are exact integers; sums of them are float64, in a fixed order. An entry depends on its two
     payloads alone: the same bits in any list, and the result without `others` is symmetric.
     Raises ValueError for no payloads, unequal sizes, or a value that is NaN or infinite, naming payload and index.
+
+    Example:
+        >>> gram([encode(torch.tensor(delta), codec="bf16") for delta in ([1.0, 0.0], [1.0, 2.0])])
+        tensor([[1., 1.],
+                [1., 5.]], dtype=torch.float64)
     """
     payloads = [payload_fields(f"gram: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
     columns = None
@@ -229,6 +255,9 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
 
     For payloads from outside: scales finite, not -0, and not so large that a value overflows float32; values of "bf16"
     and "none" at most 2**127. Any code is a valid one, so quantised payloads take no longer than their scales.
+
+    Example:
+        >>> check_codes(encode(torch.ones(100)))
     """
     _C.check(*payload_fields("check_codes: the payload", encoded), thread_count("check_codes", num_threads))
 
@@ -250,7 +279,7 @@ def _refuse_threads(function: str, num_threads: int | None) -> None:
         raise ValueError(f"{function}: num_threads is for tensors on the CPU, got {num_threads} and tensors on a GPU")
 
 
-def _encoded_like(out: Encoded | None, codec: str, block: int, size: int, device: torch.device) -> Encoded:
+def _encoded_like(out: Encoded | None, codec: Codec, block: int, size: int, device: torch.device) -> Encoded:
     """`out` if it has this format and size and is on the device, or a new payload that does."""
     if out is None:
         codes = new_tensor(_C.code_bytes(codec, block, size), torch.uint8, device)

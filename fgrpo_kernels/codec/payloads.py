@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from fgrpo_kernels import _C
 from fgrpo_kernels.codec.buffers import buffer_of, require_flat, require_int
 
-CODECS = ("int8", "int4", "int2", "bf16", "none")
+Codec = Literal["int8", "int4", "int2", "bf16", "none"]
+CODECS: tuple[Codec, ...] = get_args(Codec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Encoded:
 
     codes: Tensor
     scales: Tensor
-    codec: str
+    codec: Codec
     block: int
     size: int
 
@@ -53,6 +54,11 @@ class Encoded:
                 )
         if self.codes.device != self.scales.device:
             raise ValueError(f"Encoded: codes are on {self.codes.device}, scales on {self.scales.device}")
+
+    def __repr__(self) -> str:
+        """A line: the tensors, which may be of gigabytes, stay out of it."""
+        where = "" if self.device.type == "cpu" else f", device={self.device}"
+        return f"Encoded(codec={self.codec!r}, block={self.block}, size={self.size}, nbytes={self.nbytes}{where})"
 
     @property
     def device(self) -> torch.device:

@@ -37,6 +37,13 @@ class CISPO:
         high: upper bound of the ratio, `math.inf` for none (TRL's `epsilon_high`, 5.0 in ScaleRL; verl's
             `1 + clip_ratio_high`).
         level: "token", or "sequence": the ratio is that of the sequence's mean log-ratio (see `PPOClip`).
+
+    Example:
+        >>> logits, targets, old_logp = torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]])
+        >>> rows = (logits, targets, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+        >>> loss, _ = grpo_loss(*rows, old_logp=old_logp, objective=CISPO(high=5.0))
+        >>> round(loss.item(), 4)
+        1.7515
     """
 
     low: float = 0.0

@@ -52,6 +52,13 @@ class GMPO:
 
     Args:
         low, high: bounds of the log-ratio, in nats (0.4 in the paper).
+
+    Example:
+        >>> logits, targets, old_logp = torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]])
+        >>> rows = (logits, targets, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+        >>> loss, _ = grpo_loss(*rows, old_logp=old_logp, objective=GMPO())
+        >>> round(loss.item(), 4)
+        -1.0069
     """
 
     low: float = 0.4

@@ -43,6 +43,13 @@ class PPOClip:
         delta: upper bound of the ratio for negative advantages (two-sided clipping); None for none.
         level: "token": `r = exp(logp - old_logp)`; "sequence": the exponential of that difference's mean over
             the sequence (GSPO), with its gradient shared by all tokens of the sequence.
+
+    Example:
+        >>> logits, targets, old_logp = torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]])
+        >>> rows = (logits, targets, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+        >>> loss, _ = grpo_loss(*rows, old_logp=old_logp, objective=PPOClip(high=0.28))
+        >>> round(loss.item(), 4)
+        -0.9798
     """
 
     low: float = 0.2

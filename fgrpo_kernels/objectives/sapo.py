@@ -43,6 +43,13 @@ class SAPO:
         tau_positive: how sharply the gradient fades away from `r = 1` where the advantage is positive.
         tau_negative: the same for the others; a little sharper, because their gradients raise unsampled tokens.
         level: "token", or "sequence": the ratio is that of the sequence's mean log-ratio (see `PPOClip`).
+
+    Example:
+        >>> logits, targets, old_logp = torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]])
+        >>> rows = (logits, targets, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+        >>> loss, _ = grpo_loss(*rows, old_logp=old_logp, objective=SAPO())
+        >>> round(loss.item(), 4)
+        -2.2411
     """
 
     tau_positive: float = 1.0

@@ -61,6 +61,13 @@ class VESPO:
     Args:
         k_positive, lambda_positive: shape of `phi` for advantages of 0 and more.
         k_negative, lambda_negative: for negative ones.
+
+    Example:
+        >>> logits, targets, old_logp = torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]])
+        >>> rows = (logits, targets, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+        >>> loss, _ = grpo_loss(*rows, old_logp=old_logp, objective=VESPO())
+        >>> round(loss.item(), 4)
+        1.0155
     """
 
     k_positive: float = 2.0

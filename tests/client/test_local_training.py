@@ -8,12 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from fgrpo.client.local_training import Tally, backward, minibatches, train_locally
+from fgrpo.client.local_training import backward, minibatches, train_locally
 from fgrpo.client.masters import Masters
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.rollouts import sample
 from fgrpo.client.round import client_round
+from fgrpo.client.tally import Tally
 from fgrpo.client.tasks.scoring import Scores
 from fgrpo.config import ClientConfig, LoraConfig, RewardsConfig
 from fgrpo.errors import TaskError, TrainingError
@@ -149,6 +150,7 @@ def test_every_objective_trains(small_config, change):
         {"max_grad_norm": 0.01, "weight_decay": 0.1},
         {"clip_low": 0.01, "clip_high": 0.01},
         {"minibatches": 4},
+        {"proximal": 10.0},
     ],
     ids=lambda change: next(iter(change)),
 )

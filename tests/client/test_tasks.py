@@ -1,7 +1,9 @@
 """Tasks, rewards, curricula, and clients made of them."""
 
 import json
+import sys
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
@@ -10,7 +12,7 @@ from fgrpo.client.tasks import Curriculum, make_task
 from fgrpo.client.tasks.rewards import exact_match, math_verify, number_match
 from fgrpo.client.tasks.scoring import score
 from fgrpo.config import ClientConfig, Config, EvaluationConfig, ParticipationConfig, PartitionConfig, TaskConfig
-from fgrpo.errors import ConfigError, TaskError
+from fgrpo.errors import ConfigError, TaskError, how_to_install
 from fgrpo.records import Completion
 
 SUMS = TaskConfig(reasoning_gym="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
@@ -177,6 +179,34 @@ def test_one_dataset_is_split_into_clients(rows, scheme, column, clients):
         assert [member.name for member in members] == ["a", "b"]
         topics = [{q.example.entry["topic"] for q in m.draw(0, 20)} for m in members]
         assert [len(topic) for topic in topics] == [1, 1]
+
+
+def test_shares_that_are_drawn_again_are_said_in_one_line(rows, recwarn):
+    partition = PartitionConfig(from_file(rows), clients=3, scheme="dirichlet", column="topic")
+    described = Owners(Config(partition=partition, evaluation=EvaluationConfig(prompts=4))).describe()
+    (note,) = (note for client in described for note in client.notes)
+    assert note == "partition: drawn 2 times until each client had 8 rows; a larger alpha is less skewed"
+    assert not recwarn.list
+
+
+def test_what_is_not_installed_is_said_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fgrpo.client.tasks.gym", None)
+    with pytest.raises(ConfigError, match=r"gcd: reasoning-gym is not installed: pip install 'reasoning-gym"):
+        make_clients(Config(clients={"a": ClientConfig([TaskConfig(reasoning_gym="gcd")])}))
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("math-verify", "pip install 'math-verify[antlr4_13_2]>=0.8'"),
+        ("flwr", "pip install 'flwr>=1.41,<1.43'"),
+        ("vllm", "pip install 'vllm'"),
+    ],
+)
+def test_the_command_names_the_version_that_is_wanted(package, command, monkeypatch):
+    wanted = ["flwr-datasets>=0.5; extra == 'tasks'", "flwr>=1.41,<1.43", "math-verify[antlr4_13_2]>=0.8; extra"]
+    monkeypatch.setattr(metadata, "requires", {"fgrpo": wanted}.get)
+    assert how_to_install(package) == command
 
 
 def test_clients_are_the_same_whenever_they_are_built(rows):

@@ -97,6 +97,35 @@ def test_stats_are_norms_and_dot_products(simd: str, size: int) -> None:
     assert bool(((stats.dots_with_mean - decoded @ total.double()).abs() <= bound).all())
 
 
+def lowest_codes(codec: str, block: int, size: int) -> Encoded:
+    """Every code is the lowest: integers that add up products with them are as large as they become."""
+    payload = encode(torch.zeros(size), codec=codec, block=block)
+    return Encoded(
+        payload.codes.fill_({"int8": 0x80, "int4": 0x88, "int2": 0xAA}[codec]),
+        payload.scales.fill_(0.0078),
+        codec,
+        block,
+        size,
+    )
+
+
+@pytest.mark.parametrize("others", [1.0, 1e-4, 1e-9])
+@pytest.mark.parametrize("block", [32, 64, 128, 256, 512, 1024])
+def test_stats_of_every_block_and_of_means_near_and_far_from_zero(simd: str, block: int, others: float) -> None:
+    """With 1e-9 the mean's values lie too far apart for the integers that products are otherwise made of."""
+    size = 8192
+    for codec in ("int8", "int4", "int2"):
+        encodeds = [lowest_codes(codec, block, size)]
+        encodeds += [encode(torch.randn(size) * others, codec=codec, block=block) for _ in range(2)]
+        encodeds[0].codes[: len(encodeds[0].codes) // 2] = 0
+        for weights in ([1.0, 0.0, 0.0], [0.3, 0.4, -0.2]):
+            total, stats = aggregate_with_stats(encodeds, weights)
+            decoded = torch.stack([decode(encoded).double() for encoded in encodeds])
+            torch.testing.assert_close(stats.squared_norms, decoded.square().sum(1), rtol=1e-13, atol=0)
+            products = decoded * total.double()
+            assert bool(((stats.dots_with_mean - products.sum(1)).abs() <= 1e-13 * products.abs().sum(1)).all())
+
+
 def test_stats_are_the_same_bits_everywhere() -> None:
     encodeds = [encode(torch.randn(1_000_003), codec=codec) for codec in specification.CODECS]
     outcomes = set()

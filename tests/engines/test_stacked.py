@@ -11,7 +11,7 @@ from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.stacked_lora import stacked
 from fgrpo.client.stacked_training import check_can_stack
-from fgrpo.config import ClientConfig, CodecConfig, EngineConfig, LoraConfig, TaskConfig
+from fgrpo.config import ClientConfig, CodecConfig, EngineConfig, LoraConfig, RolloutConfig, TaskConfig
 from fgrpo.engines.in_process import InProcess
 from fgrpo.engines.stacked import Stacked
 from fgrpo.engines.workplace import Workplace
@@ -42,6 +42,7 @@ class Members(dict):
     taking_part = property(list)
 
 
+SELECTIVE = RolloutConfig(prompts_per_step=4, group_size=4, max_new_tokens=6, informative_groups=2, max_groups=32)
 BROKEN = ClientConfig([TaskConfig(reasoning_gym="chain_sum", reward=f"{__name__}:nan_reward")])
 
 
@@ -99,9 +100,18 @@ def assert_alike(found, expected):
         pytest.param({}, {}, id="default"),
         pytest.param(
             {},
-            {"beta": 0.1, "weight_decay": 0.1, "max_tokens": 20, "max_grad_norm": 0.05, "level": "sequence"},
+            {
+                "beta": 0.1,
+                "weight_decay": 0.1,
+                "max_tokens": 20,
+                "max_grad_norm": 0.05,
+                "level": "sequence",
+                "proximal": 3.0,
+            },
             id="all-options",
         ),
+        pytest.param({"rollout": SELECTIVE}, {"local_steps": 1}, id="informative-groups"),
+        pytest.param({"lora": LoraConfig(rank=4, train="b")}, {"local_steps": 1}, id="only-b"),
         pytest.param({"quantization": "nf4"}, {"local_steps": 1}, id="four-bits"),
     ],
 )

@@ -7,8 +7,9 @@ import pytest
 
 from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
-from fgrpo.server.aggregation import FGRPO, FedAvg, Reward, Uniform, make_rule, updated_history
-from fgrpo.server.aggregation.fgrpo import capped
+from fgrpo.server.aggregation import FGRPO, FedAvg, Reward, Uniform, make_rule
+from fgrpo.server.geometry import Geometry
+from fgrpo.server.history import updated_clients
 
 
 def report(client, reward, sequences=64, std=0.3):
@@ -22,43 +23,31 @@ HISTORY = {
     "c": ClientHistory(0.5, 0.2, 2),
     "d": ClientHistory(-0.5, 0.2, 2),
 }
-RULES = [
-    pytest.param(Uniform(), id="uniform"),
-    pytest.param(FedAvg(), id="fedavg"),
-    pytest.param(Reward(), id="reward"),
-    pytest.param(FGRPO(), id="fgrpo"),
-    pytest.param(FGRPO(scale="deviation", tau=0.3), id="fgrpo-deviation"),
-    pytest.param(FGRPO(tau=1e-4, cap=1.0), id="fgrpo-sharp"),
-]
+NOWHERE = Geometry({}, {})  # for rules that do not look at deltas
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_weights_are_a_distribution(rule, number):
-    weights = rule(REPORTS[:number], HISTORY)
-    assert len(weights) == number
-    assert all(weight >= 0 for weight in weights)
-    assert sum(weights) == pytest.approx(1, abs=1e-12)
-
-
-@pytest.mark.parametrize("scale", ["baseline", "deviation"])
+@pytest.mark.parametrize("scale", ["baseline", "deviation", "error"])
 @pytest.mark.parametrize("factor", [1e-3, 0.1, 10, 1e6])
 def test_fgrpo_does_not_see_a_clients_reward_scale(scale, factor):
     rule = FGRPO(scale=scale)
     scaled_report = replace(REPORTS[0], reward_mean=REPORTS[0].reward_mean * factor)
     past = HISTORY["a"]
     scaled_past = ClientHistory(past.baseline * factor, past.deviation * factor, past.rounds)
-    expected = rule(REPORTS, HISTORY)
-    assert rule([scaled_report, *REPORTS[1:]], {**HISTORY, "a": scaled_past}) == pytest.approx(expected, rel=1e-12)
-    assert Reward()([scaled_report, *REPORTS[1:]], HISTORY) != pytest.approx(Reward()(REPORTS, HISTORY))
+    expected = rule(REPORTS, HISTORY, NOWHERE)
+    assert rule([scaled_report, *REPORTS[1:]], {**HISTORY, "a": scaled_past}, NOWHERE) == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert Reward()([scaled_report, *REPORTS[1:]], HISTORY, NOWHERE) != pytest.approx(
+        Reward()(REPORTS, HISTORY, NOWHERE)
+    )
 
 
 def test_fgrpo_is_fedavg_while_nobody_has_a_past():
-    assert FGRPO()(REPORTS, {}) == pytest.approx(FedAvg()(REPORTS, {}))
+    assert FGRPO()(REPORTS, {}, NOWHERE) == pytest.approx(FedAvg()(REPORTS, {}, NOWHERE))
 
 
 def test_fgrpo_favours_the_client_that_improved_most_on_itself():
-    weights = FGRPO()([replace(r, sequences=64) for r in REPORTS], HISTORY)
+    weights = FGRPO()([replace(r, sequences=64) for r in REPORTS], HISTORY, NOWHERE)
     # gains: a +0.25, b -0.14, c 0, d +0.2
     assert weights[0] > weights[3] > weights[2] > weights[1]
     assert weights[0] / weights[2] == pytest.approx(math.exp(0.25))
@@ -68,7 +57,7 @@ def test_fgrpo_favours_the_client_that_improved_most_on_itself():
 @pytest.mark.parametrize("sequences", [64, 10**9])
 def test_no_claim_takes_a_client_past_the_cap(claim, sequences):
     liar = report("a", claim, sequences)
-    weights = FGRPO(cap=0.4)([liar, *REPORTS[1:]], HISTORY)
+    weights = FGRPO(cap=0.4)([liar, *REPORTS[1:]], HISTORY, NOWHERE)
     assert weights[0] == pytest.approx(0.4)
     assert sum(weights) == pytest.approx(1)
 
@@ -87,7 +76,7 @@ def test_no_claim_takes_a_client_past_the_cap(claim, sequences):
 def test_n_k_counts_what_it_is_called(name, n_k, rows, shares):
     first, second = (replace(report(k, 0.5, s), rows=n) for k, s, n in zip("ab", (32, 64), rows, strict=True))
     reports = [replace(first, tokens=100), replace(second, tokens=500)]
-    weights = make_rule(AggregationConfig(name, n_k=n_k, cap=1.0))(reports, {})
+    weights = make_rule(AggregationConfig(name, n_k=n_k, cap=1.0))(reports, {}, NOWHERE)
     assert weights == pytest.approx([share / sum(shares) for share in shares])
 
 
@@ -98,21 +87,6 @@ def test_gain_from_a_zero_baseline_is_bounded_and_signed():
     assert rule.gain(report("a", 0.0), zero) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("weights", "cap", "expected"),
-    [
-        pytest.param([0.7, 0.2, 0.1], 0.5, [0.5, 1 / 3, 1 / 6], id="one-over"),
-        pytest.param([0.6, 0.39, 0.01], 0.4, [0.4, 0.4, 0.2], id="second-goes-over-in-turn"),
-        pytest.param([1.0, 0.0], 0.6, [0.6, 0.4], id="nothing-left-to-scale"),
-        pytest.param([0.9, 0.1], 0.3, [0.5, 0.5], id="cap-below-1/K"),
-        pytest.param([0.5, 0.3, 0.2], 1 / 3, [1 / 3] * 3, id="cap-of-just-1/K"),
-        pytest.param([1.0], 0.5, [1.0], id="alone"),
-    ],
-)
-def test_capped(weights, cap, expected):
-    assert capped(weights, cap) == pytest.approx(expected)
-
-
 def test_a_configured_rule_is_the_rule():
     config = AggregationConfig("fgrpo", tau=0.5, clip=0.3, cap=0.35, scale="deviation")
     assert make_rule(config) == FGRPO(tau=0.5, clip=0.3, cap=0.35, scale="deviation")
@@ -120,10 +94,21 @@ def test_a_configured_rule_is_the_rule():
         assert make_rule(replace(config, rule=name)) == rule
 
 
-def test_history_is_a_moving_average_that_starts_at_the_first_report():
-    first = updated_history({}, [report("a", 1.0, std=0.5)], decay=0.75)
+def test_history_is_a_moving_average_that_starts_at_the_first_value():
+    config = AggregationConfig(decay=0.75, smoothing=0.5)
+    first = updated_clients({}, [report("a", 1.0, std=0.5)], {"a": 0.0}, {}, config)
     assert first == {"a": ClientHistory(1.0, 0.5, 1)}
-    second = updated_history(first, [report("a", 2.0, std=0.9), report("b", 3.0)], decay=0.75)
-    assert second["a"] == ClientHistory(1.25, pytest.approx(0.6), 2)
+    reports, gains = [report("a", 2.0, std=0.9), report("b", 3.0)], {"a": 1.0, "b": 0.0}
+    second = updated_clients(first, reports, gains, {"a": 0.2}, config)
+    assert second["a"] == ClientHistory(1.25, pytest.approx(0.6), 2, 0.5, 0.2)
     assert second["b"].rounds == 1
+    third = updated_clients(second, reports, {"a": 0.0, "b": 0.0}, {"a": 0.4}, config)
+    assert (third["a"].gain, third["a"].agreement) == (0.25, pytest.approx(0.25))
     assert first == {"a": ClientHistory(1.0, 0.5, 1)}
+
+
+def test_a_gain_within_sampling_error_is_small_by_the_error_and_smoothing_halves_it():
+    rule, past = FGRPO(scale="error", clip=10.0), ClientHistory(0.5, 0.4, 3)
+    assert rule.gain(report("a", 0.55, sequences=64), past) == pytest.approx(1.0)  # 0.05 over 0.4 / 8
+    halved = replace(rule, smoothing=0.5)
+    assert halved.smoothed(report("a", 0.55, sequences=64), past) == pytest.approx(0.5)

@@ -1,6 +1,5 @@
 """What a run leaves for a person to read: tables, pictures, one page."""
 
-import base64
 import io
 import warnings
 from dataclasses import replace
@@ -11,8 +10,9 @@ import torch
 from rich.console import Console
 
 from fgrpo.errors import RunError
-from fgrpo.records import ClientData, Evaluation, Report, RoundSummary, ServerState
+from fgrpo.records import ClientData, Evaluation, Report, RoundSummary, Sample, ServerState
 from fgrpo.run_folder import RunFolder
+from fgrpo.show.pictures import pictures
 from fgrpo.show.plots import write_plots
 from fgrpo.show.report import write_report
 from fgrpo.show.summary import RunSummary
@@ -33,8 +33,10 @@ PAYLOAD_BYTES, DENSE_BYTES = 1500, 12000
 CONFIG = "model: tiny  # <script>alert(1)</script>\nrounds: 4\n"
 
 
-def evaluations(number, clients):
-    return [Evaluation(c, number, 64, 0.1 + 0.1 * k + 0.15 * number, 0.5) for k, c in enumerate(clients)]
+def evaluations(number, clients, sampled=False):
+    right = number > 0
+    samples = (Sample("1 + <i>1</i> =", "2", "2" if right else "3", float(right), right),) if sampled else ()
+    return [Evaluation(c, number, 64, 0.1 + 0.1 * k + 0.15 * number, 0.5, samples) for k, c in enumerate(clients)]
 
 
 def records(number, clients, quarantined=()):
@@ -54,17 +56,18 @@ def records(number, clients, quarantined=()):
         dense_bytes=DENSE_BYTES,
         update_norm=1.0,
         seconds={"clients": 3.1 * len(accepted), "validate": 0.1, "aggregate": 0.2, "server_step": 0.1},
+        ended=f"2026-11-28T09:0{number}:30+00:00",
     )
     return [*reports, summary]
 
 
-def make_run(path, clients, rounds, quarantined=None, evaluated=(0,)):
+def make_run(path, clients, rounds, quarantined=None, evaluated=(0,), sampled=False):
     folder = RunFolder.create(path, CONFIG)
     state = ServerState.initial(torch.zeros(3))
     for number in range(rounds + 1):
         measured = records(number, clients, (quarantined or {}).get(number, ())) if number else []
         if number in evaluated:
-            measured += evaluations(number, clients)
+            measured += evaluations(number, clients, sampled)
         folder.commit(replace(state, round=number), measured, {})
     return folder
 
@@ -73,7 +76,7 @@ def make_run(path, clients, rounds, quarantined=None, evaluated=(0,)):
 def run(tmp_path_factory):
     """Four clients over scales of 0.1 to 10, two of them quarantined once, evaluated in some of four rounds."""
     quarantined = {2: (CLIENTS[1],), 4: (CLIENTS[2],)}
-    return make_run(tmp_path_factory.mktemp("runs") / "run", CLIENTS, 4, quarantined, evaluated=(0, 2, 4))
+    return make_run(tmp_path_factory.mktemp("runs") / "run", CLIENTS, 4, quarantined, evaluated=(0, 2, 4), sampled=True)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,7 @@ def test_printed_tables_fit_a_narrow_terminal_and_obey_no_control_characters(run
     console = Console(file=io.StringIO(), width=80)
     print_summary(run.records(), console)
     lines = console.file.getvalue().splitlines()
+    assert lines[0] == "Learning: held-out accuracy rose."
     assert max(map(len, lines)) <= 80
     assert all(line.isprintable() for line in lines)
     assert any(line.split()[:4] == ["mean", "25.0%", "85.0%", "+60.0"] for line in lines)
@@ -145,7 +149,7 @@ def test_printed_evaluations_end_with_their_mean():
     print_evaluations(evaluations(2, CLIENTS), console)
     lines = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
     assert ["adder", "64", "40.0%", "0.5"] in lines
-    assert lines[-1] == ["mean", "55.0%", "0.5"]
+    assert lines[-1] == ["mean", "of", "clients", "55.0%", "0.5"]
 
 
 def test_printed_payload_names_its_owner_and_size():
@@ -176,40 +180,88 @@ def test_numbers_are_written_for_people(shown, expected):
 
 
 class Page(HTMLParser):
-    """Collects the tags, the addresses and the text of a page."""
+    """Collects the tags, the addresses, the drawings and the text of a page."""
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.addresses, self.text = set(), [], ""
+        self.tags, self.addresses, self.text, self.title, self.labels = set(), [], "", "", []
+        self._at = ""
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
+        self._at = tag
         self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href")]
+        self.labels += [value for name, value in attrs if name == "aria-label"]
 
     def handle_data(self, data):
         self.text += data
+        if self._at == "title" and not self.title:
+            self.title = data
 
 
-def test_the_page_holds_every_picture_and_needs_nothing_else(page):
-    html = Page(page.read_text(encoding="utf-8"))
-    prefix = "data:image/png;base64,"
-    assert all(address.startswith(prefix) for address in html.addresses)
-    inlined = {base64.b64decode(address.removeprefix(prefix)) for address in html.addresses}
-    names = ("accuracy", "accuracy_by_round", "reward", "weights", "bytes", "time")
-    files = [page.parent / f"{name}{suffix}.png" for name in names for suffix in ("", "-dark")]
-    assert inlined == {file.read_bytes() for file in files}
+def read(page):
+    return Page(page.read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_nothing_else(page):
+    html = read(page)
+    assert html.addresses == []
     assert "url(" not in page.read_text(encoding="utf-8")
+    assert "svg" in html.tags
+
+
+def test_pictures_are_files_too(page):
+    names = ("accuracy", "accuracy_by_round", "reward", "weights", "bytes", "time")
+    assert {file.name for file in page.parent.glob("*.png")} == {f"{name}.png" for name in names}
+
+
+def test_title_and_first_lines_tell_the_run_from_another(page):
+    html = read(page)
+    said = ("model tiny", "rule fgrpo", "codec int4, block 64", "seed 0", "date 2026-11-28 09:01 UTC")
+    assert html.title == f"FGRPO run run: {', '.join(said)}"
+    first = " ".join(html.text.partition(html.title)[2].split("Learning")[0].split())
+    assert first.endswith(" · ".join(said))
+
+
+def test_the_verdict_comes_before_any_number_of_the_run(page):
+    text = read(page).text
+    assert text.index("Learning: held-out accuracy rose.") < text.index("replies quarantined")
+
+
+def test_what_changes_is_drawn_and_what_does_not_is_said(page):
+    html = read(page)
+    assert "adder: 10.0% → 70.0% (+60.0)" in html.labels
+    assert "adder: 0.01 → 0.04" in html.labels
+    assert any(label.startswith("equal groups") for label in html.labels) is False
+    said = " ".join(html.text.split())
+    assert "Constant, and so not drawn: equal groups 0.0%; completion tokens 10; server's step 1." in said
 
 
 def test_the_page_shows_names_reasons_and_configuration_as_text(page):
-    html = Page(page.read_text(encoding="utf-8"))
-    assert not html.tags & {"script", "b", "i", "link", "iframe"}
+    html = read(page)
+    assert not html.tags & {"script", "b", "i", "link", "iframe", "img"}
     assert CONFIG in html.text
     assert CLIENTS[1] in html.text
     assert "日本\\x1b[31m\\nx" in html.text
     assert "report: <i>reward_mean</i> is nan" in html.text
     assert "25.0% → 85.0%" in html.text
+
+
+def test_the_page_says_what_a_resumed_run_changed(tmp_path):
+    folder = make_run(tmp_path / "run", ("solo",), 1)
+    folder.reopen(CONFIG, {"train.lr": (1e-5, 1e-4)})
+    assert "from round 2 on: train.lr 1e-05 -> 0.0001" in read(write_report(folder)).text
+
+
+def test_samples_show_the_same_prompt_before_and_after(page):
+    text = " ".join(read(page).text.split())
+    assert "prompt1 + <i>1</i> = reference2 before3 ✗ 0 after round 42 ✓ 1" in text
+
+
+def test_without_samples_the_page_says_how_to_keep_some(tmp_path):
+    page = write_report(make_run(tmp_path / "run", ("solo",), 1))
+    assert "None were kept: evaluation.samples says how many" in read(page).text
 
 
 def test_a_report_of_one_round_is_written_over_an_older_one(tmp_path):
@@ -227,14 +279,36 @@ def test_pictures_of_one_client_and_of_many(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             paths = write_plots(summary, tmp_path)
-        assert list(paths) == ["accuracy", "reward", "weights", "bytes", "time"]
+        assert list(paths) == ["accuracy", "time"], "of one round no curve"
+
+
+def test_a_picture_of_many_clients_has_a_panel_for_each_that_changes():
+    clients = [f"client-{k}" for k in range(24)]
+    summary = RunSummary.of([record for n in range(1, 4) for record in records(n, clients, clients[:1] * (n == 2))])
+    drawn, constants = pictures(summary)
+    panels = {picture.title: [panel.name for panel in picture.panels] for picture in drawn}
+    assert panels["Mean reward, each client in its own scale"] == clients
+    assert 'class="cross"' in drawn[0].panels[0].svg
+    assert 'class="cross"' not in drawn[0].panels[1].svg
+    assert constants == ["equal groups 0.0%", "completion tokens 10", "server's step 1"]
+
+
+def test_label_counts_are_bars_of_one_scale():
+    labels = ({"a": 6, "b": 2}, {"b": 2}, {f"rare-{k}": 1 for k in range(12)})
+    data = [ClientData(f"ward {k}", sum(of.values()), 4, of, {}) for k, of in enumerate(labels)]
+    summary = RunSummary.of([*data, *records(1, [d.client for d in data])])
+    (picture,) = (picture for picture in pictures(summary)[0] if picture.title == "Training rows by label")
+    assert [panel.note for panel in picture.panels] == ["8", "2", "12"]
+    assert [text for _, text in picture.legend][-1] == "others"
+    assert "M0.00 4.00h50.00v32.00" in picture.panels[0].svg, "6 of the longest bar's 12"
+    assert "M50.00 4.00h16.67v32.00" in picture.panels[0].svg
 
 
 def test_a_client_that_never_gave_a_usable_reply_has_its_place(tmp_path):
     summary = RunSummary.of([*records(1, CLIENTS, CLIENTS[:1]), *records(2, CLIENTS, CLIENTS[:1])])
     row = next(row for row in client_table(summary).rows if row[0] == CLIENTS[0])
     assert row[1:] == ("-", "-", "-", "-", "-", "0.0%", "0.0%", "2")
-    assert list(write_plots(summary, tmp_path)) == ["reward", "weights", "bytes", "time"]
+    assert list(write_plots(summary, tmp_path)) == ["reward", "time"], "the others are constant"
 
 
 @pytest.mark.parametrize("rounds", [None, 0], ids=["nothing", "only the start"])
@@ -249,5 +323,5 @@ def test_a_run_without_a_whole_round_is_a_clear_error(tmp_path, rounds):
 def test_a_report_that_cannot_be_written_is_a_clear_error(tmp_path):
     folder = make_run(tmp_path / "run", ("solo",), 1)
     (folder.path / "report").write_text("in the way")
-    with pytest.raises(RunError, match="the report cannot be written"):
+    with pytest.raises(RunError, match="the page cannot be written"):
         write_report(folder)

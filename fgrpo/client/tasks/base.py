@@ -33,6 +33,7 @@ class Task(Protocol):
     rewards: Sequence[WeightedReward]  # the first one judges whether an answer is right, with full marks of 1.0
     rows: Sequence[Row] | None  # all there is; None for a task that makes its examples up without end
     files: Mapping[str, str]  # a digest per dataset that the task reads
+    test: Sequence[Example] | None  # a test set of its own; None where held-out prompts are the task's first ones
 
     def example(self, index: int) -> Example:
         """Return example `index`, the same one every time; any index >= 0 is valid."""
@@ -42,8 +43,9 @@ class Task(Protocol):
 class Curriculum:
     """A task cut into a held-out set and an endless stream of training examples that avoids it.
 
-    The held-out set is the task's first `held_out` different prompts. Training skips every prompt whose text is among
-    them, so the two never meet, however small the task's space of questions.
+    The held-out set is the task's own test set, whole, or else its first `held_out` different prompts; empty where
+    `held_out` is 0. Training skips every prompt whose text is among them, so the two never meet, however small the
+    task's space of questions.
     """
 
     _ATTEMPTS = 1000
@@ -51,7 +53,8 @@ class Curriculum:
 
     def __init__(self, task: Task, held_out: int) -> None:
         self.task = task
-        self.held_out: Sequence[Example] = self._first_different(held_out)
+        own_test = task.test if held_out else None
+        self.held_out: Sequence[Example] = self._first_different(held_out) if own_test is None else own_test
         self._own = {example.prompt for example in self.held_out}
         self._excluded: Set[str | Chat] = frozenset()
 

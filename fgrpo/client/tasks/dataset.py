@@ -17,6 +17,7 @@ class DatasetTask:
     Args:
         positions: which of the table's rows; all of them if None.
         labels: the label of every row of the table, where it was split by one.
+        test: the table of its test set, where it has one.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class DatasetTask:
         rewards: Sequence[WeightedReward],
         positions: Sequence[int] | None = None,
         labels: Sequence[str] | None = None,
+        test: Table | None = None,
     ) -> None:
         self.name, self.rewards = name, rewards
         self._table = table
@@ -34,7 +36,14 @@ class DatasetTask:
         random.Random(seed).shuffle(self._order)
         self.rows: Sequence[Row] | None = [Row(table.prompts[i], labels[i] if labels else None) for i in self._order]
         self.files: Mapping[str, str] = {table.name: table.digest}
+        self.test: Sequence[Example] | None = None
+        if test is not None:
+            self.files = {**self.files, f"{test.name} (test set)": test.digest}
+            self.test = [_example(test, row) for row in range(len(test.rows))]
 
     def example(self, index: int) -> Example:
-        row = self._order[index % len(self._order)]
-        return Example(self._table.prompts[row], self._table.answers[row], self._table.rows[row])
+        return _example(self._table, self._order[index % len(self._order)])
+
+
+def _example(table: Table, row: int) -> Example:
+    return Example(table.prompts[row], table.answers[row], table.rows[row])

@@ -10,7 +10,7 @@ from typing import Any
 from fgrpo.client.tasks.base import Row
 from fgrpo.client.tasks.rewards import RewardSpec, make_rewards
 from fgrpo.client.tasks.scoring import Outcome, WeightedReward
-from fgrpo.errors import ConfigError
+from fgrpo.errors import ConfigError, how_to_install
 from fgrpo.nearest import did_you_mean
 from fgrpo.records import Completion, Example
 
@@ -23,6 +23,7 @@ class ReasoningGymTask:
 
     rows: Sequence[Row] | None = None
     files: Mapping[str, str] = MappingProxyType({})
+    test: Sequence[Example] | None = None
 
     def __init__(self, name: str, params: dict[str, Any], seed: int, reward: RewardSpec | None = None) -> None:
         self.name = name
@@ -59,10 +60,9 @@ class _Verifier:
 
 def _create(name: str, params: dict[str, Any], seed: int) -> Any:
     try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
+        from fgrpo.client.tasks.gym import DATASETS, reasoning_gym
     except ImportError:
-        raise ConfigError(f"task {name}: reasoning-gym is not installed: pip install 'fgrpo[tasks]'") from None
+        raise ConfigError(f"task {name}: reasoning-gym is not installed: {how_to_install('reasoning-gym')}") from None
     if name not in DATASETS:
         raise ConfigError(
             f"unknown reasoning-gym task '{name}'{did_you_mean(name, DATASETS)} (it has {len(DATASETS)} tasks)"

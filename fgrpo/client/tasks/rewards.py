@@ -11,7 +11,7 @@ from typing import Any
 from fgrpo.client.tasks.calling import PerCompletion, adapted, shown_path
 from fgrpo.client.tasks.numbers import last_number
 from fgrpo.client.tasks.scoring import RewardFunction, WeightedReward
-from fgrpo.errors import ConfigError
+from fgrpo.errors import ConfigError, how_to_install
 from fgrpo.nearest import did_you_mean
 
 
@@ -71,7 +71,7 @@ def make_rewards(spec: RewardSpec, columns: Sequence[str], has_answers: bool = T
 
 def _by_name(name: str, columns: Sequence[str]) -> RewardFunction:
     if name == "math_verify" and find_spec("math_verify") is None:
-        raise ConfigError("reward math_verify needs the package math-verify: pip install 'fgrpo[tasks]'")
+        raise ConfigError(f"reward math_verify needs the package math-verify: {how_to_install('math-verify')}")
     if name in NAMED:
         return PerCompletion(name, NAMED[name], takes_answer=True)
     module, colon, function = name.partition(":")

@@ -32,7 +32,8 @@ Outcome = float | None | RewardFailure  # None: the function does not apply to t
 class RewardFunction(Protocol):
     """One reward function, whatever form its author gave it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Outcome]:
         """Return an outcome for each completion; `examples[i]` is what completion `i` answers."""

@@ -1,32 +1,91 @@
-"""Aggregation rules. A new one is a new file beside these and a line in `make_rule`."""
+"""Weightings, by the names that `aggregation.rule` takes. A new one is a file beside these and a line in the table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
-from fgrpo.server.aggregation.base import Rule, updated_history
+from fgrpo.server.aggregation.agreement import Agreement
+from fgrpo.server.aggregation.base import Weighting
+from fgrpo.server.aggregation.conflict import MGDA, UPGrad
 from fgrpo.server.aggregation.fedavg import FedAvg
 from fgrpo.server.aggregation.fgrpo import FGRPO
+from fgrpo.server.aggregation.informative import Informative
+from fgrpo.server.aggregation.lagging import Lagging
 from fgrpo.server.aggregation.reward import Reward
 from fgrpo.server.aggregation.uniform import Uniform
 
-__all__ = ["FGRPO", "FedAvg", "Reward", "Rule", "Uniform", "gains", "make_rule", "updated_history"]
+__all__ = [
+    "FGRPO",
+    "MGDA",
+    "WEIGHTINGS",
+    "Agreement",
+    "FedAvg",
+    "Informative",
+    "Lagging",
+    "Reward",
+    "UPGrad",
+    "Uniform",
+    "Weighting",
+    "gains",
+    "make_rule",
+]
 
 
-def make_rule(config: AggregationConfig) -> Rule:
-    """Return the rule that a configuration names."""
-    rules: dict[str, Rule] = {
-        "fgrpo": FGRPO(config.tau, config.clip, config.cap, config.scale, config.n_k),
-        "fedavg": FedAvg(config.n_k),
-        "uniform": Uniform(),
-        "reward": Reward(config.n_k),
-    }
-    return rules[config.rule]
+class Entry(NamedTuple):
+    """A weighting as `fgrpo rules` lists it.
+
+    Attributes:
+        make: from its configuration.
+        about: one line.
+        source: where it comes from.
+        compares_deltas: it looks at each client's last delta, which is kept for it.
+    """
+
+    make: Callable[[AggregationConfig], Weighting]
+    about: str
+    source: str
+    compares_deltas: bool = False
+
+
+def _fgrpo(config: AggregationConfig) -> FGRPO:
+    return FGRPO(config.tau, config.clip, config.cap, config.floor, config.scale, config.smoothing, config.n_k)
+
+
+WEIGHTINGS = {
+    "fgrpo": Entry(_fgrpo, "n_k * exp(gain / tau): relative gain over the client's own past", "arXiv 2606.03094"),
+    "fedavg": Entry(lambda config: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629"),
+    "uniform": Entry(lambda config: Uniform(), "1/K", "-"),
+    "reward": Entry(lambda config: Reward(config.n_k), "n_k * max(reward, 0): larger units count more", "a baseline"),
+    "informative": Entry(
+        lambda config: Informative(config.cap, config.floor),
+        "completions in groups whose rewards differed",
+        "arXiv 2602.05547",
+    ),
+    "agreement": Entry(
+        lambda config: Agreement(config.cap, config.floor, config.decay),
+        "informative completions * agreement of the client's delta with its own last one",
+        "docs/aggregation.md",
+        compares_deltas=True,
+    ),
+    "lagging": Entry(
+        lambda config: Lagging(_fgrpo(config), config.cap, config.floor),
+        "informative completions * exp(-gain / tau): those that lag behind first",
+        "arXiv 2602.05547",
+    ),
+    "upgrad": Entry(lambda config: UPGrad(), "each delta projected so that it opposes no other", "arXiv 2406.16232"),
+    "mgda": Entry(lambda config: MGDA(), "the shortest mean: it opposes no delta", "arXiv 1810.04650"),
+}
+
+
+def make_rule(config: AggregationConfig) -> Weighting:
+    """Return the weighting that a configuration names."""
+    return WEIGHTINGS[config.rule].make(config)
 
 
 def gains(config: AggregationConfig, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
     """Return each report's relative performance gain, whatever the rule; the metrics show it."""
-    rule = FGRPO(config.tau, config.clip, config.cap, config.scale)
+    rule = _fgrpo(config)
     return [rule.gain(report, history.get(report.client)) for report in reports]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fgrpo.records import ClientHistory, Report
 from fgrpo.server.aggregation.base import Counted, normalised, sizes
+from fgrpo.server.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -15,5 +16,7 @@ class FedAvg:
 
     n_k: Counted = "rows"
 
-    def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
+    def __call__(
+        self, reports: Sequence[Report], history: Mapping[str, ClientHistory], geometry: Geometry
+    ) -> list[float]:
         return normalised(sizes(reports, self.n_k))

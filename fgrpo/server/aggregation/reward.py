@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fgrpo.records import ClientHistory, Report
 from fgrpo.server.aggregation.base import Counted, normalised, sizes
+from fgrpo.server.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Reward:
 
     n_k: Counted = "rows"
 
-    def __call__(self, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
-        counted = zip(reports, sizes(reports, self.n_k), strict=True)
-        return normalised([size * max(report.reward_mean, 0.0) for report, size in counted])
+    def __call__(
+        self, reports: Sequence[Report], history: Mapping[str, ClientHistory], geometry: Geometry
+    ) -> list[float]:
+        rewards = normalised([max(report.reward_mean, 0.0) for report in reports])
+        return normalised([size * reward for size, reward in zip(sizes(reports, self.n_k), rewards, strict=True)])

@@ -36,7 +36,11 @@ def cases(options: Options) -> Iterator[Case]:
                 "fgrpo, new memory": ours(codec, block, new_memory=True),
                 **others.means(codec, block),
             }
-            named = f"mean of {CLIENTS} deltas of {size / 1e6:.1f}M in {codec}" if block == BLOCK else None
+            named = (
+                f"mean of {CLIENTS} deltas of {size / 1e6:.1f}M in {codec}"
+                if block == BLOCK and codec != "int2"
+                else None
+            )
             yield case(f"{codec}, block {block}", data, size, codec, contenders, block=block, in_readme=named)
     for codec in ("int8", "int4"):
         contenders = {"fgrpo": ours(codec), **others.fbgemm_means(codec, BLOCK)}

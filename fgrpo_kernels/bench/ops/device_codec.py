@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import codec as cpp
-from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, require_close
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, compiled, require_close
 from fgrpo_kernels.codec import gpu as codec_on_gpu
 from fgrpo_kernels.codec.gpu import Delta
 
@@ -103,9 +103,8 @@ def _plain_int8(new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compiled_int8(delta: Delta) -> Run:
-    torch._dynamo.reset()
-    compiled: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(_plain_int8)
-    return lambda: compiled(delta.new)
+    encode = compiled(_plain_int8)
+    return lambda: encode(delta.new)
 
 
 def _bitsandbytes_int8(delta: Delta) -> Run:

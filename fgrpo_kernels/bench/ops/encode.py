@@ -60,7 +60,7 @@ def cases(options: Options) -> Iterator[Case]:
                 **others.encoders(codec, how),
             }
             named = (
-                f"encode {size / 1e6:.1f}M to {codec}, {how}, 1 thread" if codec != "int2" and how != "mse" else None
+                f"encode {size / 1e6:.1f}M to {codec}, {how}, 1 thread" if codec == "int4" and how != "mse" else None
             )
             yield case(f"{codec} {how}, 1 thread", codec, contenders, _check, threads=1, in_readme=named)
             if how == "stochastic" and codec in others.PIQUANT and options.threads > 1:

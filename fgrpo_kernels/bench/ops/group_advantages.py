@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import GroupAdvantages, group_advantages, reference
-from fgrpo_kernels.bench.case import Case, Maker, Options, Run, require_close
+from fgrpo_kernels.bench.case import Case, Maker, Options, Run, compiled, require_close
 
 COMPLETIONS, GROUP = 1024, 8
 Op = Callable[[Tensor, int], GroupAdvantages]
@@ -33,7 +33,7 @@ def cases(options: Options) -> Iterator[Case]:
         contenders={
             "fgrpo": _maker(lambda: group_advantages),
             "eager": _maker(lambda: reference.group_advantages),
-            "compile": _maker(lambda: torch.compile(reference.group_advantages)),
+            "compile": _maker(lambda: compiled(reference.group_advantages)),
         },
         check=check,
         shape={"completions": COMPLETIONS, "group": GROUP},
@@ -42,7 +42,6 @@ def cases(options: Options) -> Iterator[Case]:
 
 def _maker(op_of: Callable[[], Op]) -> Maker:
     def make(rewards: Tensor) -> Run:
-        torch._dynamo.reset()
         op = op_of()
         return lambda: op(rewards, GROUP).advantages
 

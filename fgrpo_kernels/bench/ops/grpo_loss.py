@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import PPOClip, grpo_loss, reference, token_weights
-from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, compiled, require_close
 from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
 
 CHECKED = (2, 33)  # sequences, tokens
@@ -64,11 +64,12 @@ def cases(options: Options) -> Iterator[Case]:
         contenders = {
             "fgrpo": _maker(_fgrpo, level),
             "eager": _maker(_eager, level),
-            "compile": _maker(lambda batch, level: torch.compile(_eager(batch, level)), level),
+            "compile": _maker(lambda batch, level: compiled(_eager(batch, level)), level),
             "liger": _liger(level),
         }
         name = f"{level} level, forward and backward"
-        yield Case(name, inputs, contenders, check(level), shape, moved=passes * size)
+        named = f"GRPO loss and gradient, {sequences} x {tokens} logits of {vocabulary:,}" if level == "token" else None
+        yield Case(name, inputs, contenders, check(level), shape, moved=passes * size, in_readme=named)
     ours = {"fgrpo": _maker(_fgrpo, "token")}
     name = "token level, half the rows weightless"
     yield Case(name, half_weightless, ours, check("token"), shape, moved=1.5 * size)
@@ -92,7 +93,6 @@ def make_batch(sequences: int, tokens: int, vocabulary: int, dtype: torch.dtype,
 
 def _maker(step_of: Callable[[Batch, str], Step], level: str) -> Maker:
     def make(batch: Batch) -> Run:
-        torch._dynamo.reset()
         step = step_of(batch, level)
         return lambda: torch.autograd.grad(step(batch.logits), batch.logits)
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
-from fgrpo_kernels.bench.case import Case, Maker, Options, Shape, require_close
+from fgrpo_kernels.bench.case import Case, Maker, Options, require_close
 from fgrpo_kernels.bench.ops import head_contenders as head
 from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
 
@@ -23,57 +22,60 @@ def cases(options: Options) -> Iterator[Case]:
     rows = options.rows or (8192 if options.on_gpu else 2048)
     tokens = min(rows, 1024 if options.on_gpu else 128)
     sequences = rows // tokens
-    hidden, vocabulary = head_of(options)
-    dtype = dtype_of(options)
-    shape: Shape = {
-        "sequences": sequences,
-        "tokens": tokens,
-        "hidden": hidden,
-        "vocabulary": vocabulary,
-        "dtype": name_of(dtype),
-    }
-    full = (sequences, tokens, hidden, vocabulary)
+    shape = (sequences, tokens, *head_of(options))
+    named = f"LM head, loss and gradients: {sequences} x {tokens} tokens, half padding, H {shape[2]}, V {shape[3]:,}"
+    everyone, frozen = head.contenders(), head.contenders(frozen=True)
+    few = {name: everyone[name] for name in ("fgrpo", "eager", "trl, completions only")}
+    yield _case("half padding, a third degenerate", options, shape, everyone, 0.5, 1 / 3, in_readme=named)
+    # On a CPU some of the others take seconds a call, and a minute to compile.
+    yield _case("every row informative", options, shape, everyone if options.on_gpu else few)
+    for fewer in (sequences // 4, sequences // 2):
+        if fewer >= 1:
+            yield _case(f"every row informative, {fewer * tokens} rows", options, (fewer, *shape[1:]), few)
+    shape = shape if options.on_gpu else (max(1, sequences // 2), *shape[1:])
+    yield _case("frozen head", options, shape, {name: frozen[name] for name in few}, frozen=True)
+    yield _case("cross-entropy", options, shape, head.cross_entropy_contenders(), exact=head.eager_cross_entropy)
 
-    def batch(padded: float, degenerate: float, shape: tuple[int, int, int, int] = full) -> head.Batch:
+
+def _case(
+    name: str,
+    options: Options,
+    shape: tuple[int, int, int, int],
+    contenders: dict[str, Maker],
+    padded: float = 0.0,
+    degenerate: float = 0.0,
+    *,
+    frozen: bool = False,
+    exact: Callable[[head.Batch], head.Step] = head.eager_step,
+    in_readme: str | None = None,
+) -> Case:
+    sequences, tokens, hidden, vocabulary = shape
+    dtype, rows = dtype_of(options), head.informative(shape, padded, degenerate)
+
+    def batch(shape: tuple[int, int, int, int], padded: float, degenerate: float) -> head.Batch:
         return head.make_batch(shape, device=options.device, dtype=dtype, padded=padded, degenerate=degenerate)
 
-    def case(name: str, contenders: dict[str, Maker], padded: float, degenerate: float, frozen: bool = False) -> Case:
-        informative = head.informative(full, padded, degenerate)
-        return Case(
-            name=name,
-            inputs=lambda: batch(padded, degenerate),
-            contenders=contenders,
-            check=lambda make: _check(make, lambda: batch(0.5, 0.25, CHECKED), frozen),
-            shape={**shape, "informative": informative},
-            operations=(2 if frozen else 3) * 2 * informative * hidden * vocabulary,
-        )
+    def check(make: Maker) -> None:
+        """Gradients against float64's."""
+        data = batch(CHECKED, min(padded, 0.5), min(degenerate, 0.25))
+        double = data._replace(hidden=data.hidden.double(), weight=data.weight.double())
+        expected, ours = head.gradients(exact, frozen)(double)(), make(data)()
+        for what, gradient, right in zip(("hidden", "weight"), ours, expected, strict=False):  # no weight if frozen
+            require_close(f"gradient of {what}", gradient, right, 1e-4 if dtype == torch.float32 else 2e-2)
 
-    yield case("half padding, a third degenerate", head.contenders(), padded=0.5, degenerate=1 / 3)
-    yield case("every row informative", head.contenders(), padded=0.0, degenerate=0.0)
-    yield case("frozen head", head.contenders(frozen=True), padded=0.0, degenerate=0.0, frozen=True)
-    yield Case(
-        name="cross-entropy",
-        inputs=lambda: batch(0.0, 0.0),
-        contenders=head.cross_entropy_contenders(),
-        check=lambda make: _check_cross_entropy(make, lambda: batch(0.0, 0.0, CHECKED)),
-        shape=shape,
-        operations=6 * sequences * tokens * hidden * vocabulary,
+    return Case(
+        name=name,
+        inputs=lambda: batch(shape, padded, degenerate),
+        contenders=contenders,
+        check=check,
+        shape={
+            "sequences": sequences,
+            "tokens": tokens,
+            "hidden": hidden,
+            "vocabulary": vocabulary,
+            "informative": rows,
+            "dtype": name_of(dtype),
+        },
+        operations=(2 if frozen else 3) * 2 * rows * hidden * vocabulary,
+        in_readme=in_readme,
     )
-
-
-def _check(make: Maker, batch_of: Callable[[], head.Batch], frozen: bool) -> None:
-    """Gradients against float64's."""
-    data = batch_of()
-    exact = data._replace(hidden=data.hidden.double(), weight=data.weight.double())
-    _compare(make(data)(), head.gradients(head.eager_step, frozen)(exact)(), data.hidden.dtype)
-
-
-def _check_cross_entropy(make: Maker, batch_of: Callable[[], head.Batch]) -> None:
-    data = batch_of()
-    exact = data._replace(hidden=data.hidden.double(), weight=data.weight.double())
-    _compare(make(data)(), head.gradients(head.eager_cross_entropy)(exact)(), data.hidden.dtype)
-
-
-def _compare(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    for name, gradient, expected in zip(("hidden", "weight"), ours, exact, strict=False):
-        require_close(f"gradient of {name}", gradient, expected, 1e-4 if dtype == torch.float32 else 2e-2)

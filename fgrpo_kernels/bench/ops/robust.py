@@ -43,6 +43,7 @@ def cases(options: Options) -> Iterator[Case]:
                 # Stochastic rounding by different seeds: otherwise every eighth client would send the same.
                 return [encode(delta, rounding="stochastic", seed=k) for k, delta in enumerate(drawn)]
 
+            named = f"{name} of {number} deltas of {size / 1e6:.1f}M in int4"
             yield Case(
                 name=f"{name}, {number} clients",
                 inputs=payloads,
@@ -50,7 +51,7 @@ def cases(options: Options) -> Iterator[Case]:
                 check=lambda make, p=payloads, f=theirs: _check(make, p(min(size, CHECKED)), f),  # type: ignore[misc]
                 shape={"clients": number, "parameters": size, "codec": "int4"},
                 work=(number * size, "parameters"),
-                in_readme=f"{name} of {number} deltas of {size / 1e6:.1f}M in int4" if clients == 16 else None,
+                in_readme=named if (name, clients) == ("trimmed mean", 16) else None,
             )
 
 

@@ -1,4 +1,4 @@
-"""log p and entropy of rows of logits, forwards and backwards.
+"""log p and entropy of rows of logits, forwards and backwards; for the plots by rows and by vocabulary.
 
 Bytes that must move: the logits once forwards; read once and written once backwards.
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference, token_logprobs
-from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
-from fgrpo_kernels.bench.shapes import dtype_of, head_of, name_of
+from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, compiled, require_close
+from fgrpo_kernels.bench.shapes import MODELS, dtype_of, head_of, name_of
 
 CHECKED = 64  # rows
 Op = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits [N, V], targets [N] -> log p, entropy [N]
@@ -29,15 +29,36 @@ class Rows(NamedTuple):
 
 def cases(options: Options) -> Iterator[Case]:
     rows = options.rows or (8192 if options.on_gpu else 512)
-    vocabulary, dtype = head_of(options).vocabulary, dtype_of(options)
-    size = rows * vocabulary * dtype.itemsize
-    bound = 1e-3 if dtype == torch.float32 else 1e-2
+    vocabulary = head_of(options).vocabulary
     ops: dict[str, Callable[[], Op]] = {
         "fgrpo": lambda: token_logprobs,
         "eager": lambda: reference.token_logprobs,
-        "compile": lambda: torch.compile(reference.token_logprobs),
+        "compile": lambda: compiled(reference.token_logprobs),
         "trl": _trl,
     }
+    forward, backward = ({name: maker(op_of) for name, op_of in ops.items()} for maker in (_forward, _backward))
+    named = f"log p and entropy of {rows} x {vocabulary:,} logits"
+    yield _case("forward", options, rows, vocabulary, forward, in_readme=named)
+    yield _case("backward", options, rows, vocabulary, backward, passes=2)
+    few = {name: forward[name] for name in ("fgrpo", "eager")}
+    for fewer in (rows // 16, rows // 8, rows // 4, rows // 2):
+        if fewer >= 1:
+            yield _case(f"forward, {fewer} rows", options, fewer, vocabulary, few)
+    for other in sorted({head.vocabulary for head in MODELS.values()}):
+        yield _case(f"forward, vocabulary {other}", options, max(1, rows // 4), other, few)
+
+
+def _case(
+    name: str,
+    options: Options,
+    rows: int,
+    vocabulary: int,
+    contenders: dict[str, Maker],
+    *,
+    passes: int = 1,
+    in_readme: str | None = None,
+) -> Case:
+    dtype = dtype_of(options)
 
     def inputs(count: int = rows) -> Rows:
         generator = torch.Generator(options.device).manual_seed(0)
@@ -46,24 +67,27 @@ def cases(options: Options) -> Iterator[Case]:
         slopes = torch.randn(count, generator=generator, device=options.device)
         return Rows(logits.requires_grad_(), targets, slopes)
 
-    def check_values(make: Maker) -> None:
-        data = inputs(CHECKED)
-        exact = reference.token_logprobs(data.logits.detach().double(), data.targets)
-        for name, ours, expected in zip(("logp", "entropy"), make(data)(), exact, strict=True):
-            require_close(name, ours, expected, 1e-3)
+    def check(make: Maker) -> None:
+        data = inputs(min(rows, CHECKED))
+        result = make(data)()
+        if passes == 1:
+            exact = reference.token_logprobs(data.logits.detach().double(), data.targets)
+            for what, ours, expected in zip(("logp", "entropy"), result, exact, strict=True):
+                require_close(what, ours, expected, 1e-3)
+        else:
+            double = data._replace(logits=data.logits.detach().double().requires_grad_())
+            (expected,) = _backward(lambda: reference.token_logprobs)(double)()
+            require_close("gradient", result[0], expected, 1e-4 if dtype == torch.float32 else 1e-2)
 
-    def check_gradient(make: Maker) -> None:
-        data = inputs(CHECKED)
-        exact = data._replace(logits=data.logits.detach().double().requires_grad_())
-        (expected,) = _backward(lambda: reference.token_logprobs)(exact)()
-        (ours,) = make(data)()
-        require_close("gradient", ours, expected, bound)
-
-    shape: Shape = {"rows": rows, "vocabulary": vocabulary, "dtype": name_of(dtype)}
-    forward = {name: _forward(op_of) for name, op_of in ops.items()}
-    yield Case("forward", inputs, forward, check_values, shape, moved=size)
-    backward = {name: _backward(op_of) for name, op_of in ops.items()}
-    yield Case("backward", inputs, backward, check_gradient, shape, moved=2 * size)
+    return Case(
+        name=name,
+        inputs=inputs,
+        contenders=contenders,
+        check=check,
+        shape={"rows": rows, "vocabulary": vocabulary, "dtype": name_of(dtype)},
+        moved=passes * rows * vocabulary * dtype.itemsize,
+        in_readme=in_readme,
+    )
 
 
 def _trl() -> Op:
@@ -84,7 +108,6 @@ def _trl() -> Op:
 
 def _forward(op_of: Callable[[], Op]) -> Maker:
     def make(data: Rows) -> Run:
-        torch._dynamo.reset()
         op = op_of()
 
         def run() -> tuple[Tensor, Tensor]:
@@ -98,7 +121,6 @@ def _forward(op_of: Callable[[], Op]) -> Maker:
 
 def _backward(op_of: Callable[[], Op]) -> Maker:
     def make(data: Rows) -> Run:
-        torch._dynamo.reset()
         logp, entropy = op_of()(data.logits, data.targets)
         total = (data.slopes * logp).sum() + 0.01 * (data.slopes * entropy).sum()
         return lambda: torch.autograd.grad(total, data.logits, retain_graph=True)

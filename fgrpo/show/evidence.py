@@ -1,0 +1,142 @@
+"""What a verdict stands on: how a run's measures changed, and the words for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from statistics import fmean
+
+from fgrpo.records import Report
+from fgrpo.show.changes import Change, accuracy_change, mean_change, trend
+from fgrpo.show.summary import RunSummary
+from fgrpo.show.text import NAMED, number, percent, points
+
+STARVED = 0.2  # of an equal share
+MISSED = 0.5  # of a client's rounds, or of its completions
+
+
+class Evidence:
+    """A run's measures as changes. Reports' measures compare the last third of the rounds with the first."""
+
+    def __init__(self, summary: RunSummary) -> None:
+        self.summary = summary
+        self.rounds = [round_.round for round_ in summary.rounds]
+        self.late = self.rounds[-max(1, len(self.rounds) // 3) :]
+
+    @cached_property
+    def accuracy(self) -> dict[str, Change]:
+        """How each client's accuracy changed since before training."""
+        measured = {c: rounds for c, rounds in self.summary.evaluations.items() if 0 in rounds and max(rounds)}
+        return {client: accuracy_change(rounds[0], rounds[max(rounds)]) for client, rounds in measured.items()}
+
+    @cached_property
+    def mean_accuracy(self) -> Change | None:
+        return mean_change(list(self.accuracy.values()))
+
+    @cached_property
+    def since_best(self) -> tuple[int, Change] | None:
+        """The round after which mean accuracy was best, and how it has changed since."""
+        measured = list(self.summary.evaluations.values())
+        last = self.summary.evaluated_after
+        since = {
+            n: change
+            for n in {n for rounds in measured for n in rounds} - {last}
+            if (change := mean_change([accuracy_change(m[n], m[last]) for m in measured if n in m and last in m]))
+        }
+        return max(since.items(), key=lambda item: item[1].before, default=None)
+
+    @cached_property
+    def rewards(self) -> dict[str, Change]:
+        """How each client's mean reward changed, in its own scale."""
+        series = {c: [r.reward_mean for _, r in sorted(rs.items())] for c, rs in self.summary.reports.items()}
+        return {client: change for client, values in series.items() if (change := trend(values))}
+
+    @cached_property
+    def steps(self) -> Change | None:
+        """How the length of the server's step changed."""
+        return trend([round_.update_norm for round_ in self.summary.rounds if round_.weights])
+
+    def mean_over_clients(self, measure: Callable[[Report], float | None]) -> Change | None:
+        """Return how a measure's mean over the clients of a round changed."""
+        per_round = [[v for report in self.reports(n) if (v := measure(report)) is not None] for n in self.rounds]
+        return trend([fmean(values) for values in per_round if values])
+
+    @cached_property
+    def learned(self) -> bool:
+        """Whether accuracy rose and stayed up; where it was not measured, whether most clients' rewards rose."""
+        if self.mean_accuracy is not None:
+            return self.mean_accuracy.up and not (self.since_best and self.since_best[1].down)
+        return sum(change.up for change in self.rewards.values()) > len(self.rewards) / 2
+
+    def reports(self, round_number: int) -> list[Report]:
+        return [reports[round_number] for reports in self.summary.reports.values() if round_number in reports]
+
+    def equal_groups(self, client: str | None = None) -> float | None:
+        """Return the share of groups with equal rewards in the last third of the rounds, of one client or all."""
+        found = [r.degenerate for n in self.late for r in self.reports(n) if client in (None, r.client)]
+        return fmean(found) if found else None
+
+    def not_finite(self) -> Iterator[str]:
+        """Yield where training gave no number."""
+        for n in self.rounds:
+            for report in self.reports(n):
+                bad = [name for name, value in report.metrics.items() if not math.isfinite(value)]
+                if bad:
+                    yield f"round {n}, {report.client}: {', '.join(bad)}"
+        for round_ in self.summary.rounds:
+            for client, reason in round_.quarantined.items():
+                if any(word in reason for word in ("not finite", "diverged", " nan", " inf")):
+                    yield f"round {round_.round}, {client}: {reason}"
+
+    def why_starved(self, client: str) -> str:
+        """Return why a client hardly takes part; an empty text if it does."""
+        summary, reports = self.summary, self.summary.reports.get(client, {}).values()
+        if any(data.client == client and data.rows == 0 for data in summary.data):
+            return "no training rows"
+        missed = summary.times_quarantined()[client]
+        if missed and missed >= MISSED * (missed + len(reports)):
+            return f"replies quarantined in {missed} of {missed + len(reports)} rounds"
+        left_out = sum(report.unrewarded for report in reports)
+        if left_out and left_out >= MISSED * (left_out + sum(report.sequences for report in reports)):
+            return f"{left_out:,} of its completions got no reward"
+        shares = [r.weights[client] * len(r.weights) for r in summary.rounds if client in r.weights]
+        if shares and fmean(shares) < STARVED:
+            return f"its weight is {percent(fmean(shares))} of an equal share"
+        return ""
+
+    def accuracy_in_words(self) -> list[str]:
+        """Return how accuracy changed, over the clients and on the run's own test set, where they were measured."""
+        words = []
+        if self.mean_accuracy:
+            ups = sum(change.up for change in self.accuracy.values())
+            among = f", clearly up at {ups} of {len(self.accuracy)} clients" if len(self.accuracy) > 1 else ""
+            words.append(f"mean held-out accuracy {percents(self.mean_accuracy)}{among}")
+        measured = self.summary.test_set
+        if 0 in measured and max(measured):
+            words.append(f"test set {percents(accuracy_change(measured[0], measured[max(measured)]))}")
+        return words
+
+    def reward_in_words(self, client: str) -> str:
+        return f"{client} reward {arrow(self.rewards[client])}"
+
+
+def arrow(change: Change) -> str:
+    return f"{number(change.before)} → {number(change.after)}"
+
+
+def percents(change: Change) -> str:
+    """Return an accuracy's change with two standard errors."""
+    gained = points(change.before, change.after)
+    return f"{percent(change.before)} → {percent(change.after)} ({gained} ± {200 * change.error:.1f} points)"
+
+
+def span(rounds: Sequence[int]) -> str:
+    return f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Return the first parts in one text, and how many more there are."""
+    parts = list(parts)
+    more = len(parts) - NAMED
+    return "; ".join([*parts[:NAMED], *([f"and {more} more"] if more > 0 else [])])

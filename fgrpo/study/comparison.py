@@ -1,0 +1,183 @@
+"""What a study found: every arm in every scenario, measured and compared with the reference arm seed by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+from fgrpo.study.agenda import Find, played
+from fgrpo.study.intervals import Estimate, bootstrap, mean_estimate, t_interval
+from fgrpo.study.measures import Choice, Curve, rounds_to
+from fgrpo.study.plan import Pair
+from fgrpo.study.result import Result
+from fgrpo.study.spec import Study
+
+_NEAR_BEST = 0.9
+
+
+@dataclass(frozen=True)
+class Runs:
+    """An arm in a scenario, with what it came to by seed."""
+
+    pair: Pair
+    choice: Choice | None
+    results: Mapping[int, Result]
+    curves: Mapping[int, Curve]
+
+
+@dataclass(frozen=True)
+class Against:
+    """An arm against the reference arm, over the seeds that both have.
+
+    Attributes:
+        final: difference of the final accuracies.
+        worst: difference of the worst clients' final accuracies.
+        speed_up: rounds in which the reference's mean curve reaches its own final accuracy, divided by the rounds in
+            which this arm's mean curve does; 0 if it never does. Its interval is by the bootstrap over seeds.
+        speed_up_by_seed: the geometric mean of the same per seed, its interval by t on the logarithms; None if a seed
+            never gets there.
+    """
+
+    final: Estimate
+    worst: Estimate
+    speed_up: Estimate
+    speed_up_by_seed: Estimate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an arm came to in a scenario; None where there is nothing to tell.
+
+    Attributes:
+        final, worst: accuracy over the last evaluations: of all clients that count, of the worst one.
+        final_sd, worst_sd: standard deviation over seeds.
+        deviation: of the mean accuracy over the last evaluations of a run, on average.
+        rounds_to_90: median rounds to 90% of the best final accuracy that a federated arm has in this scenario.
+        rounds_to_reference: median rounds to the reference arm's final accuracy with the same seed.
+        of_centralised: final accuracy as a share of the centralised baseline's.
+        against: None for the reference arm itself.
+    """
+
+    scenario: str
+    arm: str
+    seeds: int
+    choice: Choice
+    final: float
+    final_sd: float | None
+    worst: float
+    worst_sd: float | None
+    deviation: float
+    rounds_to_90: float
+    rounds_to_reference: float | None
+    of_centralised: float | None
+    against: Against | None
+
+
+def runs(study: Study, pairs: Sequence[Pair], find: Find) -> list[Runs]:
+    """Return all that is finished so far."""
+    found = []
+    for pair in pairs:
+        choice, results = played(pair, study, find)
+        curves = {seed: Curve.of(result.accuracy, pair.scenario.measure) for seed, result in results.items()}
+        found.append(Runs(pair, choice, results, curves))
+    return found
+
+
+def rows(study: Study, all_runs: Sequence[Runs]) -> list[Row]:
+    """Return a row for each arm in each scenario of which at least one seed is finished."""
+    found: list[Row] = []
+    for scenario in study.scenarios:
+        group = [run for run in all_runs if run.pair.scenario == scenario and run.curves]
+        finals = {run.pair.arm.name: fmean(c.final(study.last) for c in run.curves.values()) for run in group}
+        federated = [finals[run.pair.arm.name] for run in group if run.pair.arm.baseline is None]
+        reference = next((run for run in group if run.pair.arm.name == study.reference), None)
+        central = next((finals[r.pair.arm.name] for r in group if r.pair.arm.baseline == "centralised"), None)
+        found += [_row(run, reference, max(federated or finals.values()), central, study.last) for run in group]
+    return found
+
+
+def _row(run: Runs, reference: Runs | None, best: float, central: float | None, last: int) -> Row:
+    curves = run.curves
+    finals = [curve.final(last) for curve in curves.values()]
+    worsts = [curve.worst(last) for curve in curves.values()]
+    others = {} if reference is None else reference.curves
+    to_reference = [
+        rounds_to(curve.rounds, curve.mean, others[seed].final(last))
+        for seed, curve in curves.items()
+        if seed in others
+    ]
+    assert run.choice is not None  # or there would be no curve
+    return Row(
+        scenario=run.pair.scenario.name,
+        arm=run.pair.arm.name,
+        seeds=len(curves),
+        choice=run.choice,
+        final=fmean(finals),
+        final_sd=stdev(finals) if len(finals) > 1 else None,
+        worst=fmean(worsts),
+        worst_sd=stdev(worsts) if len(worsts) > 1 else None,
+        deviation=fmean(curve.deviation(last) for curve in curves.values()),
+        rounds_to_90=median(rounds_to(curve.rounds, curve.mean, _NEAR_BEST * best) for curve in curves.values()),
+        rounds_to_reference=median(to_reference) if to_reference else None,
+        of_centralised=fmean(finals) / central if central else None,
+        against=None if run is reference else against(curves, others, last),
+    )
+
+
+def against(curves: Mapping[int, Curve], reference: Mapping[int, Curve], last: int) -> Against | None:
+    """Compare an arm's curves with the reference arm's, by seed; None if they have no seed in common."""
+    both = [(curves[seed], reference[seed]) for seed in curves if seed in reference]
+    if not both:
+        return None
+    return Against(
+        final=mean_estimate([ours.final(last) - theirs.final(last) for ours, theirs in both]),
+        worst=mean_estimate([ours.worst(last) - theirs.worst(last) for ours, theirs in both]),
+        speed_up=_speed_up(both, last),
+        speed_up_by_seed=_speed_up_by_seed(both, last),
+    )
+
+
+def _speed_up(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate:
+    """Compare the mean curves: single ones cross a level by chance, long before they stay above it."""
+    (ours_SE, rounds), (theirs_SE, their_rounds) = (_stacked([pair[i] for pair in both]) for i in (0, 1))
+    tail = max(1, min(last, len(their_rounds) - 1))
+
+    def ratios(index_RS: np.ndarray) -> np.ndarray:
+        ours_RE, theirs_RE = ours_SE[index_RS].mean(axis=1), theirs_SE[index_RS].mean(axis=1)
+        targets = theirs_RE[:, -tail:].mean(axis=1).tolist()
+        pairs = zip(theirs_RE.tolist(), ours_RE.tolist(), targets, strict=True)
+        return np.array([_ratio(rounds_to(their_rounds, t, goal), rounds_to(rounds, o, goal)) for t, o, goal in pairs])
+
+    (value,) = ratios(np.arange(len(both))[None])
+    return Estimate(float(value), None, bootstrap(len(both), ratios))
+
+
+def _stacked(curves: Sequence[Curve]) -> tuple[np.ndarray, list[int]]:
+    """Return accuracies [S, E] at the E rounds that all curves have."""
+    rounds = sorted(set.intersection(*(set(curve.rounds) for curve in curves)))
+    return np.array([[curve.mean[curve.rounds.index(number)] for number in rounds] for curve in curves]), rounds
+
+
+def _speed_up_by_seed(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate | None:
+    ratios = []
+    for ours, theirs in both:
+        target = theirs.final(last)
+        ratios.append(_ratio(rounds_to(theirs.rounds, theirs.mean, target), rounds_to(ours.rounds, ours.mean, target)))
+    if not all(0 < ratio < math.inf for ratio in ratios):
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    interval = t_interval(logs)
+    if interval is not None:
+        interval = type(interval)(math.exp(interval.low), math.exp(interval.high))
+    return Estimate(math.exp(fmean(logs)), interval, None)
+
+
+def _ratio(theirs: float, ours: float) -> float:
+    """Return how many times fewer rounds ours are. Both at once, at the start: 1."""
+    if theirs == ours:
+        return 1.0
+    return math.inf if ours == 0 else theirs / ours

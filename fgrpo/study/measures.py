@@ -1,0 +1,94 @@
+"""What is measured: pure functions of accuracy by round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from statistics import fmean, pstdev
+
+from fgrpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Held-out accuracy of one run at the rounds at which it was measured.
+
+    Attributes:
+        mean: over the clients that count.
+        clients: of each of them; NaN where it was not measured.
+    """
+
+    rounds: tuple[int, ...]
+    mean: tuple[float, ...]
+    clients: Mapping[str, tuple[float, ...]]
+
+    @staticmethod
+    def of(accuracy: Mapping[str, Mapping[int, float]], measure: Sequence[str] = ("*",)) -> Curve:
+        """Return the curve of the clients whose names match one of the patterns `measure`.
+
+        Raises:
+            ConfigError: there is no such client, or it was never measured.
+        """
+        counted = {c: a for c, a in accuracy.items() if any(fnmatchcase(c, pattern) for pattern in measure)}
+        rounds = tuple(sorted({number for measured in counted.values() for number in measured}))
+        if not rounds:
+            called, there = " or ".join(measure), ", ".join(accuracy)
+            raise ConfigError(f"measure: no client called {called} was evaluated, only {there}")
+
+        mean = tuple(fmean(m[number] for m in counted.values() if number in m) for number in rounds)
+        return Curve(rounds, mean, {c: tuple(m.get(n, math.nan) for n in rounds) for c, m in counted.items()})
+
+    def final(self, last: int) -> float:
+        """Return the mean accuracy over the last evaluations, fewer if there are fewer after training began."""
+        return fmean(self.mean[-self._last(last) :])
+
+    def worst(self, last: int) -> float:
+        """Return the lowest of the clients' mean accuracies over the last evaluations."""
+        tails = [[a for a in curve[-self._last(last) :] if not math.isnan(a)] for curve in self.clients.values()]
+        return min(fmean(tail) for tail in tails if tail)
+
+    def deviation(self, last: int) -> float:
+        """Return the standard deviation of the mean accuracy over the last evaluations: how restless the end is."""
+        return pstdev(self.mean[-self._last(last) :])
+
+    def _last(self, last: int) -> int:
+        return max(1, min(last, len(self.rounds) - 1))
+
+
+def rounds_to(rounds: Sequence[int], values: Sequence[float], target: float) -> float:
+    """Return when a curve first reaches a value, a straight line between evaluations; infinite if it never does."""
+    for at, value in enumerate(values):
+        if value >= target:
+            if at == 0:
+                return float(rounds[0])
+            before = values[at - 1]
+            part = (target - before) / (value - before)
+            return rounds[at - 1] + part * (rounds[at] - rounds[at - 1])
+    return math.inf
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of a tuned key.
+
+    Attributes:
+        accuracy: by value, the mean final accuracy on the tuning seeds; None where a run failed.
+        at_edge: whether the best value is the smallest or the largest that was tried, so that it may lie beyond.
+    """
+
+    value: object
+    accuracy: Mapping[object, float | None]
+    at_edge: bool
+
+
+def choose(accuracy: Mapping[object, float | None]) -> Choice | None:
+    """Return the value with the highest accuracy, of equal ones the first; None if every one failed."""
+    known = {value: a for value, a in accuracy.items() if a is not None}
+    if not known:
+        return None
+    best = max(known, key=lambda value: known[value])
+    numbers = [value for value in accuracy if isinstance(value, int | float) and not isinstance(value, bool)]
+    at_edge = best in numbers and len(numbers) > 1 and best in (min(numbers), max(numbers))
+    return Choice(best, accuracy, at_edge)

@@ -1,0 +1,87 @@
+"""What a study leaves to be read: one page that needs nothing, and the same tables as Markdown and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fgrpo.errors import RunError
+from fgrpo.show.pages import write_page
+from fgrpo.show.tables import TextTable
+from fgrpo.study import tables
+from fgrpo.study.agenda import Find
+from fgrpo.study.comparison import Runs, rows, runs
+from fgrpo.study.plan import Cell, Pair
+from fgrpo.study.plots import write_plots
+from fgrpo.study.spec import Study
+
+
+class Report(NamedTuple):
+    """Where the page is, and the tables for a terminal."""
+
+    page: Path
+    tables: list[TextTable]
+
+
+def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapping[Cell, str]) -> Report:
+    """Write `report/index.html`, `table.md`, `table.csv`, `cells.csv` and the pictures.
+
+    Raises:
+        RunError: nothing to be reported is finished yet, or the report cannot be written.
+    """
+    all_runs = runs(study, pairs, find)
+    all_rows = rows(study, all_runs)
+    if not all_rows:
+        why = f"; the first failure: {next(iter(failures.values()))}" if failures else ""
+        raise RunError(f"study {study.name}: no cell is finished yet in {study.output_dir}{why}")
+    report = study.output_dir / "report"
+    page = report / "index.html"
+    scenario_tables = {s.name: tables.scenario_table(study, s.name, all_rows) for s in study.scenarios}
+    tuning = [tables.tuning_table(study, all_runs)] if study.tune else []
+    failed = [tables.failure_table(failures)] if failures else []
+    overview = tables.overview_table(study, all_rows)
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        pictures = write_plots(study, all_runs, all_rows, report)
+        tables.write_rows(report / "table.csv", all_rows)
+        tables.write_cells(report / "cells.csv", study, pairs, find)
+        text = [tables.markdown(table) for table in (overview, *scenario_tables.values(), *tuning, *failed)]
+        heading = f"# Study {study.name}\n\n{tables.how_to_read(study)}.\n"
+        (report / "table.md").write_text("\n".join([heading, *text]), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
+    write_page(
+        page,
+        "study.html.jinja",
+        folder=Path(__file__).parent,
+        title=f"FGRPO study {study.name}",
+        headline=_headline(study, all_runs, find, len(failures)),
+        overview=overview,
+        sections=[(table, pictures[name]) for name, table in scenario_tables.items()],
+        how_to_read=tables.how_to_read(study),
+        rest=[*tuning, *failed],
+        text=study.text,
+    )
+    brief = [tables.scenario_table(study, scenario.name, all_rows, brief=True) for scenario in study.scenarios]
+    return Report(page, [overview, *brief, *failed])
+
+
+def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -> list[tuple[str, str, str]]:
+    """Return what the study consists of, as (what, value, detail)."""
+    planned = [
+        cell
+        for run in all_runs
+        for cell in (*run.pair.tuning(), *(run.pair.reported(run.choice.value, study.seeds) if run.choice else ()))
+    ]
+    finished = [result for cell in planned if (result := find(cell)) is not None]
+    hours = sum(result.seconds for result in finished) / 3600
+    details = [f"{hours:.1f} hours of rounds"]
+    details += [f"{len(planned) - len(finished)} missing"] if len(planned) > len(finished) else []
+    details += [f"{failed} failed"] if failed else []
+    return [
+        ("arms", str(len(study.arms)), f"reference: {study.reference}"),
+        ("scenarios", str(len(study.scenarios)), "" if study.tune is None else f"{study.tune.key} tuned in each"),
+        ("seeds", str(len(study.seeds)), "the same for every arm"),
+        ("runs", str(len(finished)), ", ".join(details)),
+    ]

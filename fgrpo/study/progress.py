@@ -1,0 +1,107 @@
+"""How far a study is: a line for every cell that ends and, in a terminal, what is being played and the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fgrpo.show.text import printable
+from fgrpo.study.agenda import Agenda
+from fgrpo.study.plan import Cell
+
+
+class StudyProgress:
+    """A watcher that shows a study; a context manager, as the live display must end whatever happens.
+
+    Args:
+        told: how a finished cell came out, in a few words.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        told: Callable[[Cell], str],
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # FORCE_COLOR makes rich take a pipe for a terminal; a log file should stay a log file all the same.
+        self._console = console or Console(force_terminal=None if sys.stdout.isatty() else False)
+        self._agenda, self._told, self._clock = agenda, told, clock
+        self._start = clock()
+        self._begun: dict[Cell, float] = {}  # cells at work, and when they began
+        self._turns: dict[Cell, int] = {}  # of cells at work, turns that are over
+        self._done = self._ended = 0  # turns and cells that have ended
+        self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> StudyProgress:
+        if self._console.is_interactive:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()  # does nothing where it was not started
+
+    def begun(self, cell: Cell) -> None:
+        self._begun[cell] = self._clock()
+        self._turns[cell] = 0
+
+    def advanced(self, cell: Cell, turns: int) -> None:
+        self._turns[cell] += turns
+
+    def ended(self, cell: Cell, reason: str | None) -> None:
+        took = self._clock() - self._begun.pop(cell)
+        self._done += self._turns.pop(cell)
+        self._ended += 1
+        total = self._ended + len(self._begun) + len(self._agenda.left())
+        head = f"{self._ended:>{len(str(total))}}/{total}  {cell.name}"
+        if reason is not None:
+            self._print(Text(printable(f"{head}: failed: {reason}", self._console.encoding), style="yellow"))
+            return
+        line = f"{head}  {self._told(cell)}  {_duration(took)}  {self._left_text()}"
+        self._print(Text(printable(line, self._console.encoding)))
+
+    def left(self) -> float | None:
+        """Return the seconds that the rest will take at the pace so far; None before anything is over."""
+        over = self._done + sum(self._turns.values())
+        if not over:
+            return None
+        at_work = sum(max(0, cell.work - self._turns[cell]) for cell in self._begun)
+        rest = at_work + sum(cell.work for cell in self._agenda.left())
+        return rest * (self._clock() - self._start) / over
+
+    def _left_text(self) -> str:
+        left = self.left()
+        return "" if left is None else f"about {_duration(left)} left"
+
+    def _print(self, what: Text) -> None:
+        self._console.print(what, soft_wrap=True, highlight=False)
+
+    def __rich__(self) -> Group:
+        total = self._ended + len(self._begun) + len(self._agenda.left())
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(f"{self._ended} of {total} cells", style="bold"),
+            ProgressBar(max(1, total), self._ended, width=28),
+            Text(f"{_duration(self._clock() - self._start)} elapsed"),
+            Text(self._left_text(), style="cyan"),
+        )
+        at_work = list(self._begun)
+        now = [f"{cell.name}: {self._turns.get(cell, 0)} of {cell.work} turns" for cell in at_work]
+        return Group(head, *(Text(printable(line, self._console.encoding), style="dim") for line in now))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

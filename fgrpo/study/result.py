@@ -1,0 +1,96 @@
+"""What a finished cell came to, in one small file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgrpo.config import Config
+
+if TYPE_CHECKING:
+    from fgrpo.records import Record
+
+_FILE = "result.json"
+_OF_NO_MATTER = ("engine", "output_dir", "report_to", "rewards.folder")
+OTHER_DEFAULT = "has a default changed since? Delete it, or name another output_dir"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run's numbers.
+
+    Attributes:
+        accuracy: held-out accuracy by client and round; round 0 is before training.
+        weights: share of the update by client and round.
+        quarantined: replies that were not used.
+        seconds: wall clock of the rounds, evaluation not counted.
+        config: the configuration, so that a result is never taken for that of another; empty if it is not known.
+    """
+
+    accuracy: Mapping[str, Mapping[int, float]]
+    weights: Mapping[str, Mapping[int, float]]
+    quarantined: int
+    seconds: float
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(records: Iterable[Record], config: Config) -> Result:
+        """Add up the records of a run, or of one for each client."""
+        from fgrpo.records import TEST_SET, Evaluation, RoundSummary
+
+        accuracy: dict[str, dict[int, float]] = {}
+        weights: dict[str, dict[int, float]] = {}
+        quarantined, seconds = 0, 0.0
+        for record in records:
+            if isinstance(record, Evaluation):
+                if record.client == TEST_SET:
+                    continue  # it is nobody's
+                accuracy.setdefault(record.client, {})[record.round] = record.accuracy
+            elif isinstance(record, RoundSummary):
+                for client, weight in record.weights.items():
+                    weights.setdefault(client, {})[record.round] = weight
+                quarantined += len(record.quarantined)
+                seconds += sum(record.seconds.values())
+        return Result(accuracy, weights, quarantined, seconds, asdict(config))
+
+    def write(self, folder: Path) -> None:
+        """Put it into a cell's folder, whole or not at all; it says that the cell is finished."""
+        draft = folder / f".{_FILE}"
+        draft.write_text(json.dumps(asdict(self)))
+        os.replace(draft, folder / _FILE)
+
+    @staticmethod
+    def read(folder: Path) -> Result | None:
+        """Return what a cell came to; None if it is not finished."""
+        try:
+            said = json.loads((folder / _FILE).read_text())
+        except FileNotFoundError:
+            return None
+        by_round = {
+            name: {client: {int(n): value for n, value in rounds.items()} for client, rounds in said[name].items()}
+            for name in ("accuracy", "weights")
+        }
+        return Result(
+            **by_round, quarantined=said["quarantined"], seconds=said["seconds"], config=said.get("config", {})
+        )
+
+    def differs(self, config: Config) -> str | None:
+        """Return the first key whose value was another, in words; keys that are new since then do not count."""
+        return difference(self.config, json.loads(json.dumps(asdict(config))))
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first key that two configurations have both, and whose values differ in what a run comes to."""
+    for key in then.keys() & now.keys():
+        if f"{prefix}{key}" in _OF_NO_MATTER:
+            continue
+        if isinstance(then[key], dict) and isinstance(now[key], dict):
+            if found := difference(then[key], now[key], f"{prefix}{key}."):
+                return found
+        elif then[key] != now[key]:
+            return f"{prefix}{key} {then[key]}, expected {now[key]}"
+    return None

@@ -1,0 +1,233 @@
+"""A study's tables: as text for the page and the terminal, as Markdown, and as CSV with every digit."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgrpo.show.tables import TextTable
+from fgrpo.show.text import percent
+from fgrpo.study.agenda import Find
+from fgrpo.study.comparison import Row, Runs
+from fgrpo.study.intervals import Estimate, Interval
+from fgrpo.study.measures import Curve
+from fgrpo.study.plan import Cell, Pair
+from fgrpo.study.spec import Study
+
+_NOT_BRIEF = (2, 4, 5, 6, 7, 9, 11)  # columns of a scenario's table
+
+
+def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
+    """Return the differences to the reference arm, arms down and scenarios across."""
+    by_place = {(row.arm, row.scenario): row for row in rows}
+    cells = []
+    for arm in study.arms:
+        line = [arm.name]
+        for scenario in study.scenarios:
+            row = by_place.get((arm.name, scenario.name))
+            if row is None:
+                line.append("-")
+            elif arm.name == study.reference or row.against is None:
+                line.append(percent(row.final))
+            else:
+                line.append(_points(row.against.final.value) + _mark(row.against.final.t, 0))
+        cells.append(tuple(line))
+    return TextTable(
+        f"Final accuracy against {study.reference}",
+        ("arm", *(scenario.name for scenario in study.scenarios)),
+        tuple(cells),
+        note=f"{study.reference}: accuracy; others: points of difference; * the 95% interval (t, over paired seeds) "
+        "leaves out 0",
+    )
+
+
+def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool = False) -> TextTable:
+    """Return what every arm came to in a scenario; `brief` fits a terminal of 80 columns."""
+    cells, warnings = [], []
+    for row in (row for row in rows if row.scenario == scenario):
+        value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
+        if row.choice.at_edge:
+            warnings.append(row.arm)
+        cells.append((row.arm, value, *_measured(row), *_compared(row)))
+    central = any(row.of_centralised is not None for row in rows)
+    columns = (
+        *("arm", study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
+        *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
+    )
+    note = f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"
+    left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
+    keep = [at for at in range(len(columns)) if at not in left_out]
+    return TextTable(
+        scenario,
+        tuple(columns[at] for at in keep),
+        tuple(tuple(line[at] for at in keep) for line in cells),
+        note=note if warnings else "",
+    )
+
+
+HOW_TO_READ = """\
+accuracy: mean over clients and the last {last} evaluations, ± standard deviation over seeds; worst client: the lowest \
+client's; restless: standard deviation over the last evaluations of a run, in points; rounds to 90%: median, of the \
+best federated arm's accuracy; to reference: median rounds to {reference}'s accuracy with the same seed; difference, \
+worst differs: points against {reference}, mean over paired seeds with its 95% interval by t; fewer rounds: how many \
+times fewer rounds the mean curve takes to {reference}'s final accuracy (0: it never gets there), with its 95% \
+interval by the bootstrap over seeds"""
+
+
+def how_to_read(study: Study) -> str:
+    return HOW_TO_READ.format(last=study.last, reference=study.reference)
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    return (
+        str(row.seeds),
+        _spread(row.final, row.final_sd),
+        _spread(row.worst, row.worst_sd),
+        f"{100 * row.deviation:.1f}",
+        rounds_text(row.rounds_to_90),
+        rounds_text(row.rounds_to_reference),
+    )
+
+
+def _compared(row: Row) -> tuple[str, ...]:
+    if row.against is None:
+        return ("", "", "", percent(row.of_centralised))
+    speed_up = row.against.speed_up
+    return (
+        _with_interval(row.against.final, row.against.final.t, _points),
+        _with_interval(row.against.worst, row.against.worst.t, _points),
+        _with_interval(speed_up, speed_up.bootstrap, lambda x: f"{x:.2f}"),
+        percent(row.of_centralised),
+    )
+
+
+def tuning_table(study: Study, all_runs: Sequence[Runs]) -> TextTable:
+    """Return the accuracy at every value of the tuned key, by which one was chosen."""
+    tuned = [run for run in all_runs if run.pair.tuning_seeds and run.choice is not None]
+    values = list(dict.fromkeys(value for run in tuned for value in run.pair.configs))
+    values = sorted(values) if all(isinstance(value, int | float) for value in values) else values
+    rows = []
+    for run in tuned:
+        assert run.choice is not None
+        accuracy = [
+            percent(run.choice.accuracy[value]) if run.choice.accuracy.get(value) is not None else "-"
+            for value in values
+        ]
+        chosen = f"{run.choice.value}" + (" ! edge" if run.choice.at_edge else "")
+        rows.append((run.pair.scenario.name, run.pair.arm.name, *accuracy, chosen))
+    return TextTable(
+        f"Tuning of {study.tune.key if study.tune else ''}: accuracy on the tuning seeds",
+        ("scenario", "arm", *map(str, values), "chosen"),
+        tuple(rows),
+        numbers_from=2,
+        note="- failed, not played, or not in the arm's grid; ! the best value lies at the grid's edge",
+    )
+
+
+def failure_table(failures: Mapping[Cell, str]) -> TextTable:
+    """Return what failed, and why."""
+    rows = tuple((cell.name, reason) for cell, reason in failures.items())
+    return TextTable("Cells that failed", ("cell", "reason"), rows, numbers_from=2)
+
+
+def markdown(table: TextTable) -> str:
+    """Return a table as Markdown."""
+    lines = [table.columns, tuple("---:" if at >= table.numbers_from else "---" for at in range(len(table.columns)))]
+    body = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [*lines, *table.rows]
+    )
+    return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write every number of every row."""
+    _write_csv(path, (_row_numbers(row) for row in rows))
+
+
+def _row_numbers(row: Row) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "scenario": row.scenario,
+        "arm": row.arm,
+        "seeds": row.seeds,
+        "tuned_value": row.choice.value,
+        "at_edge": row.choice.at_edge,
+    }
+    for name in (
+        *("final", "final_sd", "worst", "worst_sd", "deviation"),
+        *("rounds_to_90", "rounds_to_reference", "of_centralised"),
+    ):
+        numbers[name] = getattr(row, name)
+    for name in ("final", "worst", "speed_up", "speed_up_by_seed"):
+        estimate: Estimate | None = getattr(row.against, name, None)
+        key = name if name.startswith("speed_up") else f"{name}_difference"
+        numbers[key] = estimate and estimate.value
+        for kind in ("t", "bootstrap"):
+            interval: Interval | None = getattr(estimate, kind, None)
+            numbers[f"{key}_{kind}_low"] = interval and interval.low
+            numbers[f"{key}_{kind}_high"] = interval and interval.high
+    return numbers
+
+
+def write_cells(path: Path, study: Study, pairs: Sequence[Pair], find: Find) -> None:
+    """Write a line for each finished cell, those of tuning too, with its curve."""
+    lines = []
+    for pair in pairs:
+        cells = [*pair.tuning(), *(cell for value in pair.configs for cell in pair.reported(value, study.seeds))]
+        for cell in cells:
+            result = find(cell)
+            if result is None:
+                continue
+            curve = Curve.of(result.accuracy, pair.scenario.measure)
+            lines.append(
+                {
+                    "scenario": cell.scenario,
+                    "arm": cell.arm,
+                    "tuned_value": cell.value,
+                    "seed": cell.seed,
+                    "tuning": cell.tuning,
+                    "final": curve.final(study.last),
+                    "worst": curve.worst(study.last),
+                    "deviation": curve.deviation(study.last),
+                    "seconds": round(result.seconds, 2),
+                    "quarantined": result.quarantined,
+                    "folder": str(cell.folder),
+                    "rounds": " ".join(map(str, curve.rounds)),
+                    "accuracy": " ".join(f"{accuracy:.5g}" for accuracy in curve.mean),
+                }
+            )
+    _write_csv(path, lines)
+
+
+def _write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    lines = list(lines)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def rounds_text(rounds: float | None) -> str:
+    if rounds is None:
+        return "-"
+    return "never" if math.isinf(rounds) else f"{rounds:.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _spread(value: float, deviation: float | None) -> str:
+    return percent(value) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _with_interval(estimate: Estimate, interval: Interval | None, text: Any) -> str:
+    if interval is None:
+        return text(estimate.value)
+    return f"{text(estimate.value)} [{text(interval.low)}, {text(interval.high)}]"
+
+
+def _mark(interval: Interval | None, value: float) -> str:
+    return " *" if interval is not None and interval.excludes(value) else ""

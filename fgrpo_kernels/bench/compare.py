@@ -1,0 +1,124 @@
+"""Whether ours became faster or slower between two runs, or whether nobody can tell.
+
+Two things look like a change and are none: the scatter of a run's own rounds, and a machine that was faster or busier
+the other time. The first is an interval about the ratio of the medians, from resampled rounds. For the second there are
+the other contenders, whose code is not ours: by how much their times moved together is the machine's part, and by how
+much they moved apart is what a change must exceed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fgrpo_kernels.bench.case import package_of
+from fgrpo_kernels.bench.results import Record
+
+RESAMPLED = 2000
+FLOOR = math.log(1.02)  # less than this is not a change, however sharp
+UNKNOWN = math.log(1.05)  # the scatter between runs where no other contender shows it
+VERSIONS = ("device", "torch", "triton", "python")
+
+Key = tuple[str, str, str, str]  # op, case, contender, shape and threads
+
+
+class Verdict(NamedTuple):
+    """Of one case: B's time over A's, and the interval that the rounds leave, without the machine's part."""
+
+    op: str
+    case: str
+    seconds: tuple[float, float]
+    ratio: float
+    low: float
+    high: float
+    word: str  # "faster", "slower" or "same"
+
+
+def compare(a: Mapping[Path, Record], b: Mapping[Path, Record]) -> str:
+    """A line for each of our cases that both have.
+
+    Raises:
+        ValueError: if they have none in common.
+    """
+    before, after = _by_key(a), _by_key(b)
+    shared = [key for key in before if key in after]
+    if not shared:
+        raise ValueError("the two have no case in common: the same op, case, shape and number of threads")
+    lines = [*_differences(a, b)]
+    for op in dict.fromkeys(key[0] for key in shared):
+        keys = [key for key in shared if key[0] == op]
+        others = [key for key in keys if package_of(key[2]) != "fgrpo"]
+        drift, scatter = machine(
+            [before[key]["median_s"] for key in others], [after[key]["median_s"] for key in others]
+        )
+        beside = f"{len(others)} contenders of others" if others else "no other contender"
+        lines.append(
+            f"{op}: {beside}; the machine took {math.exp(drift):.2f} times as long, give or take "
+            f"{math.expm1(scatter):.0%}"
+        )
+        for key in keys:
+            if package_of(key[2]) == "fgrpo":
+                lines.append(f"  {_line(judge(before[key], after[key], drift, scatter, key))}")
+    return "\n".join(lines)
+
+
+def machine(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """From the seconds of code that did not change: log of what the machine did, and how far the rest lies apart."""
+    moved = [math.log(b / a) for a, b in zip(before, after, strict=True)]
+    if not moved:
+        return 0.0, UNKNOWN
+    drift = statistics.median(moved)
+    apart = sorted(abs(x - drift) for x in moved)
+    return drift, max(FLOOR, apart[math.ceil(0.8 * len(apart)) - 1] if len(apart) > 2 else UNKNOWN)
+
+
+def judge(before: Record, after: Record, drift: float, scatter: float, key: Key) -> Verdict:
+    low, high = (bound - drift for bound in _interval(before["seconds"], after["seconds"]))
+    ratio = math.log(after["median_s"] / before["median_s"]) - drift
+    word = "faster" if high < -scatter else "slower" if low > scatter else "same"
+    case = key[1] if key[2] == "fgrpo" else f"{key[1]}: {key[2]}"
+    seconds = (before["median_s"], after["median_s"])
+    return Verdict(key[0], case, seconds, math.exp(ratio), math.exp(low), math.exp(high), word)
+
+
+def _interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Where 95% of the logs of ratios of medians lie, of rounds drawn again with replacement."""
+    draw = random.Random(0)
+    logs = sorted(
+        math.log(_median_again(draw, after) / _median_again(draw, before)) for _ in range(RESAMPLED)
+    )  # fmt: skip
+    return logs[round(0.025 * RESAMPLED)], logs[round(0.975 * RESAMPLED) - 1]
+
+
+def _median_again(draw: random.Random, seconds: Sequence[float]) -> float:
+    return statistics.median(draw.choices(seconds, k=len(seconds)))
+
+
+def _line(verdict: Verdict) -> str:
+    a, b = (1e3 * seconds for seconds in verdict.seconds)
+    return (
+        f"{verdict.case:60s} {a:10.4g} -> {b:10.4g} ms   {verdict.ratio:.2f} of it "
+        f"({verdict.low:.2f} to {verdict.high:.2f}): {verdict.word}"
+    )
+
+
+def _by_key(contents: Mapping[Path, Record]) -> dict[Key, Record]:
+    """Timed records; of the same key the last file's counts."""
+    return {
+        (content["op"], record["case"], record["contender"], f"{record['shape']}, {record['threads']}"): record
+        for content in contents.values()
+        for record in content["results"]
+        if "op" in content and "seconds" in record
+    }
+
+
+def _differences(a: Mapping[Path, Record], b: Mapping[Path, Record]) -> Iterator[str]:
+    """What besides our code may have changed."""
+    for name in VERSIONS:
+        before, after = (sorted({str(c["header"].get(name)) for c in contents.values()}) for contents in (a, b))
+        if before != after:
+            yield f"{name}: {', '.join(before)} -> {', '.join(after)}"

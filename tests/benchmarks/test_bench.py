@@ -1,0 +1,220 @@
+"""How contenders are run and written down; with contenders that are made up, so that nothing is measured."""
+
+import dataclasses
+import json
+import sys
+from itertools import count
+
+import pytest
+import torch
+
+from fgrpo_kernels.bench import ops, runner
+from fgrpo_kernels.bench.__main__ import main
+from fgrpo_kernels.bench.case import Case, NotHereError, Options, WrongResultError, require_close
+from fgrpo_kernels.bench.clock import HostClock
+from fgrpo_kernels.bench.machine import header
+from fgrpo_kernels.bench.packages import whereabouts
+from fgrpo_kernels.bench.results import ResultFile, load
+from fgrpo_kernels.bench.runner import measure
+from fgrpo_kernels.bench.shapes import MODELS
+
+HEADER = {"device": "A CPU, 2 cores", "date": "2026-12-01T10:00:00+00:00", "commit": "0123456789"}
+SMALL = Options(threads=1, rows=2, parameters=256, rounds=1)
+
+
+class FixedClock:
+    """Seconds as each run says, instead of a clock's."""
+
+    def turns(self, runs, rounds, calls):
+        return [[run() for _ in range(rounds)] for run in runs]
+
+
+def taking(*seconds):
+    """A contender whose calls take these seconds, in turns."""
+
+    def make(data):
+        numbers = count()
+        return lambda: seconds[next(numbers) % len(seconds)]
+
+    return make
+
+
+def raising(error):
+    def make(data):
+        raise error
+
+    return make
+
+
+def case(contenders, **fields):
+    def check(make):
+        if make(None)() > 9:
+            raise WrongResultError("too slow to be right")
+
+    fields = {"name": "a case", "inputs": lambda: None, "check": check, "shape": {"rows": 2}, **fields}
+    return Case(contenders=contenders, **fields)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Records by contender, without a clock and without the machine's limits."""
+    monkeypatch.setattr(runner, "clock_of", lambda device: FixedClock())
+    monkeypatch.setattr(runner, "copy_bandwidth", lambda device: 100.0)
+    monkeypatch.setattr(runner, "peak_bytes", lambda run, device: 7)
+    options = Options(threads=1, rounds=4)
+    return lambda *cases, **chosen: list(measure(cases, dataclasses.replace(options, **chosen)))
+
+
+def test_each_is_timed_in_turns_with_ours(measured):
+    ours, theirs = measured(case({"fgrpo": taking(1.0, 3.0), "eager": taking(6.0, 4.0)}, moved=50, work=(10, "rows")))
+    assert (ours["median_s"], ours["low_s"], ours["high_s"]) == (2.0, 1.0, 3.0)
+    assert (ours["rate"], ours["fraction_of_limit"], ours["limit"], ours["peak_bytes"]) == (5.0, 0.25, "copy", 7)
+    assert theirs["times_ours"] == 3.0  # of 4 and 2, which no quotient of medians gives
+    assert "times_ours" not in ours
+
+
+def test_whoever_fails_is_named_and_stops_nobody(measured):
+    class BrokenError(Exception):
+        pass
+
+    contenders = {
+        "fgrpo": taking(1.0),
+        "liger": raising(ModuleNotFoundError("no", name="liger_kernel")),
+        "quack": raising(ModuleNotFoundError("no", name="cutlass.base")),
+        "trl": taking(99.0),
+        "piquant": raising(NotHereError("needs a GPU")),
+        "flower": raising(torch.OutOfMemoryError("9 GiB")),
+        "compile": raising(BrokenError("\n  first line\nsecond")),
+        "eager": taking(2.0),
+    }
+    records = measured(case(contenders))
+    assert {r["contender"]: r["not_measured"] for r in records if "not_measured" in r} == {
+        "liger": "not installed: pip install liger-kernel",
+        "quack": "not installed: cutlass.base",
+        "trl": "wrong result: too slow to be right",
+        "piquant": "needs a GPU",
+        "flower": "out of memory",
+        "compile": "BrokenError: first line",
+    }
+    assert records[-1]["times_ours"] == 2.0
+
+
+def test_without_ours_nothing_of_the_case_is_timed(measured):
+    first, second = measured(
+        case({"fgrpo": taking(99.0), "eager": taking(1.0)}), case({"fgrpo": taking(1.0)}, name="b")
+    )
+    assert first["not_measured"].startswith("wrong result")
+    assert second["median_s"] == 1.0
+
+
+def test_a_case_without_inputs_stops_nobody(measured):
+    first, second = measured(case({"fgrpo": taking(1.0)}, inputs=lambda: 1 / 0), case({"fgrpo": taking(1.0)}))
+    assert first["not_measured"] == "ZeroDivisionError: division by zero"
+    assert second["median_s"] == 1.0
+
+
+def test_only_what_is_asked_for(measured):
+    contenders = {"fgrpo": taking(1.0), "trl, rows": taking(1.0), "trl": taking(1.0), "eager": taking(1.0)}
+    cases = [case(contenders, name=name) for name in ("forward", "backward")]
+    records = measured(*cases, against=("trl",), only="back")
+    assert [r["name"] for r in records] == ["backward: fgrpo", "backward: trl, rows", "backward: trl"]
+
+
+def test_the_headline_is_against_the_fastest_of_others(measured):
+    contenders = {"fgrpo": taking(0.5), "fgrpo, otherwise": taking(0.1), "a": taking(4.0), "b": taking(2.0)}
+    ours = measured(case(contenders, in_readme="a thing"))[0]
+    assert ours["headline"] == {"what": "a thing", "figure": "500 ms", "against": "b 2e+03 ms, 4.00 times as long"}
+
+
+def test_the_clock_takes_turns():
+    order = []
+    seconds = HostClock().turns([lambda: order.append("a"), lambda: order.append("b")], 2, [2, 1])
+    assert order == ["a", "a", "b", "a", "a", "b"]
+    assert [len(taken) for taken in seconds] == [2, 2]
+
+
+def test_nan_is_never_right():
+    with pytest.raises(WrongResultError, match=r"loss: relative error nan, expected below 1e\+01"):
+        require_close("loss", torch.tensor([float("nan")]), torch.ones(1), 10.0)
+
+
+def test_a_file_is_whole_after_every_record(tmp_path):
+    file = ResultFile("op", HEADER, tmp_path, op="op")
+    assert file.path.name == "op_A-CPU-2-cores_2026-12-01.json"
+    for number in (1, 2):
+        file.add({"name": str(number)})
+        assert len(json.loads(file.path.read_text())["results"]) == number
+    assert load([tmp_path]) == {file.path: file.content}
+    assert [path.name for path in tmp_path.iterdir()] == [file.path.name]
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"x\.json is no file of results"):
+        load([tmp_path])
+
+
+def test_the_commit_of_a_copy_without_history(monkeypatch):
+    monkeypatch.setenv("COMMIT", "abc")
+    assert header()["commit"] == "abc"
+    monkeypatch.delenv("COMMIT")
+    monkeypatch.setenv("PATH", "")
+    assert header(packages=["no-such-package"]).items() >= {"commit": None, "no-such-package": None}.items()
+
+
+@pytest.mark.parametrize("op", [op for op in ops.OPS if op != "device_codec"])
+def test_ours_is_right_in_every_case(op):
+    """On small inputs; `--only` and the plots go by names, so they differ."""
+    cases = ops.cases(op, SMALL)
+    assert len({case.name for case in cases}) == len(cases)
+    for case_ in cases:
+        ours, *_ = case_.contenders.values()
+        case_.check(ours)
+
+
+def test_a_gpus_op_says_so():
+    with pytest.raises(NotHereError, match="needs a GPU"):
+        ops.cases("device_codec", SMALL)
+
+
+def test_a_gpus_cases_are_made_without_one():
+    cases = ops.cases("device_codec", Options(device="cuda")) + ops.cases("linear_grpo_loss", Options(device="cuda"))
+    assert {"encode int4 nearest, float32", "frozen head"} < {case.name for case in cases}
+
+
+def test_one_op_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert main(["aggregate", "--parameters", "256", "--rounds", "1", "--against", "eager", "--only", "none"]) == 0
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert [r["contender"] for r in content["results"]] == ["fgrpo", "eager"]
+    assert [b["fullname"] for b in content["benchmarks"]] == [
+        "benchmarks/bench_aggregate.py::test_aggregate[none: fgrpo]",
+        "benchmarks/bench_aggregate.py::test_aggregate[none: eager]",
+    ]
+    shown = capsys.readouterr().out
+    assert f"written: {path}" in shown
+    assert "none: eager" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["gram", "--threads", "0"], "--threads must be at least 1, got 0", id="no threads"),
+        pytest.param(["gram", "--model", "gpt"], "invalid choice: 'gpt'", id="unknown model"),
+        pytest.param(["gram", "--against", "trl,torch"], "unknown contender: torch", id="unknown contender"),
+        pytest.param(["gramm"], "invalid choice: 'gramm'", id="unknown op"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_list_names_ops_contenders_and_models(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "quack", None)
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*ops.OPS, *MODELS, "liger", "half padding, a third degenerate"])
+    assert whereabouts("quack") == "not installed: pip install quack-kernels"

@@ -1,0 +1,198 @@
+"""From files of results to pages, pictures and verdicts."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from fgrpo_kernels.bench import headlines, plots
+from fgrpo_kernels.bench.compare import compare
+from fgrpo_kernels.bench.report import Site, pages
+
+ROOT = Path(__file__).parents[2]
+DATE = "2026-12-02T01:02:03+00:00"
+
+
+def written(*headlines, date=DATE, commit="0123456789", **rest):
+    results = [{"name": "plain", "median_ms": 1.0}]
+    results += [{"name": "ours", **rest, "headline": headline} for headline in headlines]
+    return {"header": {"device": "Zen 3", "date": date, "commit": commit}, "results": results}
+
+
+def headline(what, figure, against="torch"):
+    return {"what": what, "figure": figure, "against": against}
+
+
+def record(case, contender, seconds, **fields):
+    times = [0.9 * seconds, seconds, 1.1 * seconds]
+    shown = {"median_s": seconds, "low_s": times[0], "high_s": times[2], "seconds": times, "peak_bytes": 1 << 22}
+    return {"name": f"{case}: {contender}", "case": case, "contender": contender, "threads": 2, **shown, **fields}
+
+
+def op_results(op, records, date=DATE, device="Zen 3"):
+    head = {"device": device, "date": date, "commit": "0123456789", "load": 0.1, "torch": "2.13", "triton": None}
+    return {"header": head, "op": op, "settings": {"threads": 2, "rows": None, "against": None}, "results": records}
+
+
+def logprobs_results():
+    rows = [{"shape": {"rows": n, "vocabulary": 64}, "case": f"forward, {n} rows"} for n in (2, 4)]
+    rows += [{"shape": {"rows": 4, "vocabulary": n}, "case": f"forward, vocabulary {n}"} for n in (32, 64)]
+    moved = {"moved_bytes": 100, "copy_bytes_per_second": 1e3, "fraction_of_limit": 0.5, "limit": "copy"}
+    return op_results("token_logprobs", [record(r["case"], "fgrpo", 0.2, shape=r["shape"], **moved) for r in rows])
+
+
+def test_pages_are_up_to_date():
+    stale = [str(path) for path, text in pages(ROOT).items() if not path.exists() or path.read_text() != text]
+    assert stale == [], "run python -m fgrpo_kernels.bench report"
+
+
+def test_every_picture_of_the_page_is_there():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert pictures
+    assert [name for name in pictures if not (ROOT / "docs" / name).exists()] == []
+
+
+def test_the_newest_files_figures_of_each_thing_by_date():
+    contents = {
+        Path("a.json"): written(headline("round", "9 s"), headline("round", "2x", "Flower|float32")),
+        Path("b.json"): written(headline("round", "8 s"), headline("encode", "1.5 G/s"), date="2026-12-01"),
+        Path("c.json"): written(date="2026-12-03"),
+    }
+    assert headlines.table(headlines.rows(contents), "results") == (
+        "| what | figure | against | device | date | commit |\n"
+        "|---|---|---|---|---|---|\n"
+        "| [encode](results/b.json) | 1.5 G/s | torch | Zen 3 | 2026-12-01 | 0123456 |\n"
+        "| [round](results/a.json) | 2x | Flower\\|float32 | Zen 3 | 2026-12-02 | 0123456 |\n"
+        "| [round](results/a.json) | 9 s | torch | Zen 3 | 2026-12-02 | 0123456 |\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param({"commit": None}, r"a\.json: .*'commit'", id="no commit"),
+        pytest.param({"not_measured": "wrong result"}, r"a\.json: 'ours' .* not measured", id="not measured"),
+        pytest.param({"against": ""}, r"a\.json: .*'against'", id="against nothing"),
+    ],
+)
+def test_a_figure_without_its_context_is_refused(given, message):
+    against = given.get("against", "torch")
+    rest = {key: value for key, value in given.items() if key != "against"}
+    with pytest.raises(ValueError, match=message):
+        headlines.rows({Path("a.json"): written(headline("round", "9 s", against), **rest)})
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Results of one op on two days, and two pages with places."""
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    place = "<!-- bench: {} -->\nold\n<!-- bench end -->"
+    (tmp_path / "README.md").write_text(f"# Title\n\n{place.format('headlines')}\n\nMore.\n")
+    (tmp_path / "docs" / "codec.md").write_text(f"Words.\n\n{place.format('gram')}\nWords.\n")
+    for day, seconds in (("01", 0.5), ("02", 0.25)):
+        ours = record("int4", "fgrpo", seconds, shape={"clients": 8}, headline=headline("gram", f"{seconds} s"))
+        theirs = record("int4", "eager", 1.0, shape={"clients": 8}, times_ours=1 / seconds)
+        missing = {
+            "name": "int4: trl",
+            "case": "int4",
+            "contender": "trl",
+            "not_measured": "not here",
+        }
+        content = op_results("gram", [ours, theirs, missing], date=f"2026-12-{day}T00:00:00+00:00")
+        (results / f"gram_Zen-3_2026-12-{day}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_places_are_filled_and_the_rest_stays(repository):
+    made = pages(repository)
+    assert made[repository / "README.md"] == (
+        "# Title\n\n<!-- bench: headlines -->\n"
+        "| what | figure | against | device | date | commit |\n"
+        "|---|---|---|---|---|---|\n"
+        "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | 0.25 s | torch | Zen 3 | 2026-12-02 | 0123456 |\n"
+        "<!-- bench end -->\n\nMore.\n"
+    )
+    section = made[repository / "docs" / "codec.md"]
+    assert section.startswith(
+        "Words.\n\n<!-- bench: gram -->\nZen 3, 2 threads, load 0.1 before; torch 2.13; 2026-12-02"
+    )
+    assert "    python -m fgrpo_kernels.bench gram --threads=2\n" in section
+    row = "| int4 | 250 ms ±10% |  |  | 4 MiB | eager **4.00** (1.0 of the memory); trl: not here |"
+    assert row in section
+    assert section.endswith("<!-- bench end -->\nWords.\n")
+    whole = made[repository / "docs" / "benchmarks.md"]
+    assert "| [gram](../benchmarks/results/gram_Zen-3_2026-12-02.json)" in whole
+    assert "Not measured yet: `python -m fgrpo_kernels.bench encode`." in whole
+
+
+def test_a_place_for_something_unknown_is_refused(repository):
+    (repository / "README.md").write_text("<!-- bench: grams -->\n<!-- bench end -->\n")
+    with pytest.raises(ValueError, match=r"README\.md: a place for 'grams', expected headlines, group_advantages"):
+        pages(repository)
+
+
+def test_elsewhere_there_is_nothing_to_write(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*results: run this in the repository"):
+        pages(tmp_path)
+
+
+def test_pictures_of_what_was_measured(tmp_path):
+    contents = {
+        Path("token_logprobs_Zen-3_2026-12-02.json"): logprobs_results(),
+        Path("round_tiny_Zen-3_2026-12-02.json"): {
+            **written(),
+            "settings": {"config": "tiny"},
+            "results": [{"name": "fgrpo", "stages_s": {"clients": 1.0}, "round_s": {"median": 1.5}}],
+        },
+    }
+    drawn = plots.draw(contents, tmp_path)
+    assert [path.name for path in drawn] == ["round_tiny_Zen-3.png", "token_logprobs_Zen-3.png"]
+    before = [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in plots.draw(contents, tmp_path)] == before
+    page = Site(tmp_path, contents).section("token_logprobs", tmp_path / "docs" / "x.md")
+    assert "![token_logprobs on Zen 3](plots/token_logprobs_Zen-3.png)" in page
+
+
+def two_runs(ours=1.0, others=1.0, scatter=0.0):
+    """A run, and another in which ours takes `ours` times as long and the others `others` times, more or less."""
+    records = [record("sums", "fgrpo", 1.0, shape={})]
+    records += [record("sums", name, 2.0, shape={}) for name in ("eager", "trl", "liger", "quack")]
+    before = op_results("gram", records)
+    after = copy.deepcopy(before)
+    factors = [ours, *(others * (1 + scatter * sign) for sign in (-1, 1, -1, 1))]
+    for one, factor in zip(after["results"], factors, strict=True):
+        one["median_s"] *= factor
+        one["seconds"] = [factor * seconds for seconds in one["seconds"]]
+    return compare({Path("a"): before}, {Path("b"): after})
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        pytest.param({}, "same", id="nothing changed"),
+        pytest.param({"ours": 0.7}, "faster", id="faster"),
+        pytest.param({"ours": 1.4}, "slower", id="slower"),
+        pytest.param({"ours": 1.1}, "same", id="within the rounds' scatter"),
+        pytest.param({"ours": 1.5, "others": 1.5}, "same", id="a slower machine"),
+        pytest.param({"others": 1.5}, "faster", id="in spite of a slower machine"),
+        pytest.param({"ours": 0.7, "scatter": 0.5}, "same", id="the others moved as much"),
+    ],
+)
+def test_a_verdict_knows_noise(given, word):
+    text = two_runs(**given)
+    assert text.splitlines()[-1].endswith(f": {word}")
+    assert f"took {given.get('others', 1.0):.2f} times as long" in text or "scatter" in given
+
+
+def test_what_else_differs_is_said():
+    a = op_results("gram", [record("sums", "fgrpo", 1.0, shape={})])
+    b = copy.deepcopy(a)
+    b["header"]["torch"] = "2.14"
+    assert compare({Path("a"): a}, {Path("b"): b}).splitlines()[0] == "torch: 2.13 -> 2.14"
+    b["results"][0]["shape"] = {"clients": 9}
+    with pytest.raises(ValueError, match="no case in common"):
+        compare({Path("a"): a}, {Path("b"): b})

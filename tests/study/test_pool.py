@@ -1,0 +1,108 @@
+"""Cells over processes, with players that need no model."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+from players import Player
+
+from fgrpo.study.agenda import Agenda, chosen
+from fgrpo.study.plan import pairs
+from fgrpo.study.pool import play_all
+from fgrpo.study.run import finder
+from fgrpo.study.spec import Arm
+
+
+class Watcher:
+    def __init__(self):
+        self.reasons = {}
+
+    def begun(self, cell):
+        self.reasons[cell.name] = "at work"
+
+    def advanced(self, cell, turns):
+        assert self.reasons[cell.name] == "at work"
+
+    def ended(self, cell, reason):
+        self.reasons[cell.name] = reason
+
+
+def play(small, root, jobs):
+    root.mkdir(exist_ok=True)
+    planned, watcher = pairs(small), Watcher()
+    agenda = Agenda(small, planned, finder(root))
+    play_all(agenda, Player(root), jobs, watcher)
+    assert {cell.name: reason for cell, reason in agenda.failures.items()} == {
+        name: reason for name, reason in watcher.reasons.items() if reason is not None
+    }
+    return planned, watcher.reasons
+
+
+def played(root):
+    return (root / "played.txt").read_text().splitlines()
+
+
+TUNED = "seeds: [0, 1]\ntune: {key: server.lr, grid: [1, 2, 4], seeds: [7]}"
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_values_are_tuned_and_the_best_is_reported(study, tmp_path, jobs):
+    small = study(TUNED)
+    planned, reasons = play(small, tmp_path / "cells", jobs)
+    assert set(reasons.values()) == {None}
+    assert len(played(tmp_path / "cells")) == 2 * (3 + 2)
+    choices = [chosen(pair, small, finder(tmp_path / "cells")) for pair in planned]
+    assert [choice.value for choice in choices] == [2.0, 2.0]
+    assert not any(choice.at_edge for choice in choices)
+    reported = [name for name in played(tmp_path / "cells") if "tuning" not in name]
+    assert [name[-1] for name in reported] == ["0", "0", "1", "1"], (
+        "seed by seed: an early end leaves whole comparisons"
+    )
+
+
+def test_finished_cells_are_not_played_again(study, tmp_path):
+    root = tmp_path / "cells"
+    play(study(TUNED), root, 0)
+    before = played(root)
+    play(study(TUNED), root, 0)
+    assert played(root) == before
+    play(study(TUNED.replace("[0, 1]", "[0, 1, 2]")), root, 0)
+    assert played(root)[len(before) :] == ["small / fedavg at 2.0 / seed 2", "small / <b>fgrpo</b> at 2.0 / seed 2"]
+
+
+@pytest.mark.parametrize("jobs", [0, 1, 2])
+def test_a_cell_that_fails_ends_no_other(study, tmp_path, jobs):
+    small = with_arms(study(), "failing", "broken", *(["dying"] if jobs else []), "last")
+    _, reasons = play(small, tmp_path / "cells", jobs)
+    reasons = {name.split(" / ")[1]: reason for name, reason in reasons.items()}
+    assert reasons["failing"] == "no luck"
+    assert reasons["broken"] == "ZeroDivisionError: by zero"
+    assert not jobs or "was killed (SIGKILL)" in reasons["dying"]
+    assert reasons["last"] is reasons["fedavg"] is None
+
+
+def test_an_arm_whose_tuning_fails_at_some_values_is_tuned_over_the_others(study, tmp_path):
+    small = with_arms(study(TUNED), "broken")
+    planned, reasons = play(small, tmp_path / "cells", 0)
+    assert [name for name, reason in reasons.items() if reason] == [
+        f"small / broken at {value} / seed 7 (tuning)" for value in (1.0, 2.0, 4.0)
+    ], "and without any value nothing is reported"
+    assert chosen(planned[-1], small, finder(tmp_path / "cells")) is None
+
+
+def test_an_interrupt_ends_the_study_and_its_processes(study, tmp_path):
+    class Interrupted(Watcher):
+        def begun(self, cell):
+            super().begun(cell)
+            if "sleeping" in cell.name:
+                raise KeyboardInterrupt
+
+    small, before = with_arms(study(), "sleeping"), multiprocessing.active_children()
+    with pytest.raises(KeyboardInterrupt):
+        play_all(Agenda(small, pairs(small), finder(tmp_path)), Player(tmp_path), 1, Interrupted())
+    assert multiprocessing.active_children() == before
+    assert play(study(), tmp_path, 0)[1] == {}, "what was finished before is kept"
+
+
+def with_arms(small, *names):
+    return replace(small, arms=(*small.arms, *(Arm(name) for name in names)))
