@@ -55,5 +55,5 @@ def _function(
             save(ctx, inputs, output)
             return output
 
-    Direct.backward = staticmethod(backward)  # type: ignore[assignment]
+    Direct.backward = staticmethod(backward)  # type: ignore[method-assign]
     return Direct

@@ -9,25 +9,24 @@ The check installs them, and nothing else, beside a torch that is only looked up
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
-# Rivals and their needs, and those of the loop and of its tests; versions that are known to go together.
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+# Rivals, and what the loop, the tests and the build import. Their needs are found where they are installed: here.
 WANTED = (
-    *("trl==1.16.0", "datasets==4.8.5", "dill==0.4.1", "multiprocess==0.70.19", "liger-kernel"),
-    *(
-        "transformers>=5,<6",
-        "peft>=0.17",
-        "safetensors>=0.5",
-        "jsonargparse[signatures]>=4.49",
-        "reasoning-gym==0.1.25",
-    ),
-    *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "pybind11>=2.13", "cmake>=3.22", "ninja"),
+    *("trl", "liger-kernel", "transformers", "peft", "datasets", "safetensors", "jsonargparse", "reasoning-gym"),
+    *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "pybind11", "cmake", "ninja", "rich", "jinja2"),
 )
-# They are there, in versions that go with the driver.
-GIVEN = ("torch", "triton", "nvidia_", "cuda_")
+# They are there, in versions that go with the driver; what only they need is there too.
+GIVEN = ("torch", "triton")
 IMPORTS = (
     "trl.kernels.chunked_logprob, trl.trainer.utils",
     "liger_kernel.transformers.grpo_loss, liger_kernel.chunked_loss",
@@ -36,15 +35,53 @@ IMPORTS = (
 )
 
 
+def pins(wanted: Sequence[str]) -> list[str]:
+    """The wanted packages and all that they need, in the versions that are installed here; without one, the newest."""
+    found: dict[str, str] = {}
+    left = [Requirement(name) for name in wanted]
+    while left:
+        need = left.pop()
+        name = canonicalize_name(need.name)
+        if name in found or name in GIVEN:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            found[name] = name
+            continue
+        found[name] = f"{name}=={distribution.version}"
+        extras = need.extras or {""}
+        for line in distribution.requires or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras):
+                left.append(requirement)
+    return sorted(found.values())
+
+
 def download(folder: Path, python: str) -> None:
-    """All wheels with what they need, for Linux and that Python; then without what the machine has."""
+    """The wheels for Linux and that Python; of what is published without one, a wheel that is built here."""
     platforms = [f"manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_17", "2014", "1")]
     chosen = [word for platform in platforms for word in ("--platform", platform)]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder)]
-    subprocess.run([*pip, "--python-version", python, "--implementation", "cp", *chosen, *WANTED], check=True)
-    for wheel in folder.glob("*.whl"):
-        if wheel.name.startswith(GIVEN):
-            wheel.unlink()
+    there = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *chosen]
+    left = pins(WANTED)
+    while left:
+        done = pip("download", "--dest", str(folder), *there, *left)
+        if done.returncode == 0:
+            return
+        missing = re.findall(r"No matching distribution found for (\S+)", done.stderr)
+        if not missing:
+            raise SystemExit(f"collect_wheels: pip cannot download\n{done.stderr[-2000:]}")
+        for package in missing:
+            built = pip("wheel", "--wheel-dir", str(folder), package)
+            print(
+                f"{package}: {'built here' if built.returncode == 0 else 'no wheel, and none can be built; left out'}"
+            )
+        left = [package for package in left if package not in missing]
+
+
+def pip(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", *arguments]
+    return subprocess.run(line, capture_output=True, text=True)
 
 
 def check(folder: Path) -> list[str]:
@@ -55,8 +92,9 @@ def check(folder: Path) -> list[str]:
         subprocess.run([*pip, "--target", site, *wheels], check=True)
         failures = []
         for modules in IMPORTS:
-            # Isolated, so that nothing installed here helps out: torch alone is taken from where it is.
-            code = f"import sys; sys.path[:0] = [{site!r}]; import {modules}"
+            # Nothing else that is installed here may help out: torch is imported first, and then forgotten from where.
+            forget = "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]"
+            code = f"import sys, torch; {forget}; sys.path[:0] = [{site!r}]; import {modules}"
             done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True)
             if done.returncode != 0:
                 failures.append(f"{modules}: {done.stderr.strip().splitlines()[-1]}")

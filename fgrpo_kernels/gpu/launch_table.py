@@ -86,14 +86,11 @@ class RowTile(NamedTuple):
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of a kernel launch."""
         choice = self.choice
-        switches = {
-            "scan": {"AGAIN": choice.again, "STAGES": choice.stages},
-            "write": {"STAGES": choice.stages},
-            "loss": {
-                **{"AGAIN": choice.again, "STAGES": choice.stages},
-                **({} if choice.programs else {"HOLD": choice.hold, "EARLY": choice.early}),
-            },
-        }[self.kind]
+        switches: dict[str, Any] = {"STAGES": choice.stages}
+        if self.kind != "write":
+            switches["AGAIN"] = choice.again
+        if self.kind == "loss" and not choice.programs:
+            switches |= {"HOLD": choice.hold, "EARLY": choice.early}
         tile = {"PARTS": self.parts, "THREADS": self.threads, "VECTOR": self.vector}
         return switches | tile | {"num_warps": self.num_warps} | FUSED
 

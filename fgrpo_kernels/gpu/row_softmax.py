@@ -150,7 +150,7 @@ def hold_tiles(
     for k in tl.static_range(HOLD):
         where = (k + (k >= home).to(tl.int32)) * TILE + tile_offsets(PARTS, THREADS, VECTOR)
         x = tl.load(row_ptr + where, mask=(where >= 0) & (num_plain > k), other=float("-inf"))
-        held = held + (x,)  # noqa: RUF005  (Triton has no other way)
+        held = held + (x,)  # type: ignore[assignment]  # noqa: RUF005  (Triton has no other way)
     return held
 
 
