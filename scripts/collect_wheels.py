@@ -73,9 +73,7 @@ def download(folder: Path, python: str) -> None:
             raise SystemExit(f"collect_wheels: pip cannot download\n{done.stderr[-2000:]}")
         for package in missing:
             built = pip("wheel", "--wheel-dir", str(folder), package)
-            print(
-                f"{package}: {'built here' if built.returncode == 0 else 'no wheel, and none can be built; left out'}"
-            )
+            print(f"{package}: {'built here' if built.returncode == 0 else 'none can be built; left out'}")
         left = [package for package in left if package not in missing]
 
 

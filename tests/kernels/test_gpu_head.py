@@ -71,7 +71,7 @@ def test_error_is_no_larger_than_plain_pytorch(op, head, dtype, vocab):
 
 def test_what_it_holds_at_once():
     """A frozen head of 152k tokens: one buffer, a twentieth of the logits of all rows in float32."""
-    N, H, V = fitting((4096, 256, 151_936), (128, 16, 256))
+    N, H, V = fitting((4096, 256, 151_936), (24, 8, 64))
     hidden, weight = torch.randn(N, H, device="cuda").bfloat16(), (0.1 * torch.randn(V, H, device="cuda")).bfloat16()
     targets = torch.randint(V, (N,), device="cuda")
     vectors = (torch.randn(N, device="cuda"), torch.full((N,), 1 / N, device="cuda"))
