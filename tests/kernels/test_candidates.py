@@ -66,7 +66,7 @@ def test_logprobs(kind, batch):
 
 
 def test_a_program_takes_several_rows():
-    """Overlapped programs are fewer than the rows here, so that they write one row's gradient while they read another."""
+    """Overlapped programs are fewer than the rows here: they write one row's gradient while they read another."""
     if INTERPRETED:
         programs = max(choice.programs for choice in CANDIDATES["loss"].values())
         assert programs * multiprocessors(torch.device(DEVICE)) < ROWS
