@@ -58,7 +58,11 @@ def qwen(options: argparse.Namespace) -> Config:
     return config_of(folder, "bfloat16", LoraConfig(target_modules="all-linear"), options)
 
 
-MODELS = {"tiny": tiny, "qwen2.5-0.5b": qwen}
+def tiny_with_adapters(options: argparse.Namespace) -> Config:
+    return config_of("tiny", "float32", LoraConfig(rank=1), options)
+
+
+MODELS = {"tiny": tiny, "tiny-lora": tiny_with_adapters, "qwen2.5-0.5b": qwen}
 
 
 def config_of(model: str, dtype: Any, lora: LoraConfig | None, options: argparse.Namespace) -> Config:
@@ -70,7 +74,8 @@ def config_of(model: str, dtype: Any, lora: LoraConfig | None, options: argparse
         lora=lora,
         clients={"sums": ClientConfig([sums])},
         rollout=RolloutConfig(prompts_per_step=options.prompts, group_size=8, max_new_tokens=options.tokens),
-        train=TrainConfig(local_steps=options.steps),
+        # Random weights earn no reward: the KL term gives every token something to learn.
+        train=TrainConfig(local_steps=options.steps, beta=0.04),
     )
 
 

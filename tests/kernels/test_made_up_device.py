@@ -22,7 +22,7 @@ def make(target, options, out):
     environment = os.environ | {
         "PYTHONPATH": str(MADE_UP),
         "PYTEST_ADDOPTS": "-m gpu -p no:cacheprovider",
-        "WORKERS": "0",
+        "GPU_TEST_WORKERS": "0",
         "OUT": str(out),
         "COMMIT": "made up",
     }
@@ -50,6 +50,6 @@ def test_gpu_sweep(tmp_path):
 
 
 def test_gpu_train(tmp_path):
-    found = make("gpu-train", "--models tiny --steps 1 --prompts 1 --tokens 3", tmp_path)
+    found = make("gpu-train", "--models tiny-lora --steps 1 --prompts 1 --tokens 3", tmp_path)
     (record,) = found["train"]["results"]
     assert {"rollout", "reward", "train", "encode"} == record["stages_s"].keys()

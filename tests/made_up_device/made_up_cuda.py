@@ -72,6 +72,8 @@ def install() -> None:
     cuda.set_rng_state = lambda state, *_: None
     cuda.manual_seed = cuda.manual_seed_all = lambda *_: None
     torch.accelerator.current_accelerator = lambda **_: torch.device("cuda")
+    torch.accelerator.current_stream = lambda *_: SimpleNamespace(is_capturing=lambda: False)
+    cuda.is_current_stream_capturing = lambda: False
     torch.inference_mode = lambda *_: torch.no_grad()  # tensors like these have versions, which it does without
     torch.compile = lambda function=None, **_: function if function is not None else lambda f: f
     torch.profiler.profile = LaunchProfile
