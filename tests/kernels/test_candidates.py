@@ -66,11 +66,7 @@ def test_logprobs(kind, batch):
 
 
 def test_a_program_takes_several_rows():
-<<<<<<< HEAD
-    """Overlapped programs are fewer than the rows here: they write one row's gradient while they read another."""
-=======
     """There are fewer overlapped programs than rows here: they write a row's gradient while they read another."""
->>>>>>> gpu
     if INTERPRETED:
         programs = max(choice.programs for choice in CANDIDATES["loss"].values())
         assert programs * multiprocessors(torch.device(DEVICE)) < ROWS
