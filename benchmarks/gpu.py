@@ -23,7 +23,9 @@ TESTS = (
     *("test_delta_codec.py", "test_delta_codec_gpu.py", "test_gpu_loop.py"),
 )
 OPS = ("grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec")
-WORKERS = int(os.environ.get("GPU_TEST_WORKERS", "8"))  # a test's time is mostly that of compiling its kernels, on one core
+WORKERS = int(
+    os.environ.get("GPU_TEST_WORKERS", "8")
+)  # a test's time is mostly that of compiling its kernels, on one core
 
 
 def run(*arguments: str) -> int:
