@@ -25,7 +25,7 @@ NAME = "fgrpo-kernels"
 VERSION = 1  # of the ops' interface, as the Hub's users ask for it
 BACKENDS = ("cuda", "rocm", "xpu", "cpu")
 # What needs the C++ extension or a package beside torch and Triton.
-LEFT_OUT = ("codec", "downlink.py", "integrations", "models", "robust.py")
+LEFT_OUT = ("bench", "codec", "downlink.py", "integrations", "models", "robust.py")
 
 IMPORT = re.compile(r"^(\s*)from fgrpo_kernels(?:\.([\w.]+))? import ", re.MULTILINE)
 OP = re.compile(r'custom_op\("fgrpo::')

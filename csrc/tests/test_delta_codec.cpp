@@ -2,26 +2,17 @@
 // and the same bits from every instruction set and thread count. Meant to run under sanitizers.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <tuple>
 #include <utility>
 
+#include "check.h"
 #include "delta_codec.h"
 
 using namespace fgrpo;
 
 namespace {
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                       \
-        }                                                                       \
-    } while (false)
 
 template <typename Error, typename Function>
 std::string message_of(const Function& function) {

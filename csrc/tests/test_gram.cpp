@@ -2,23 +2,14 @@
 // and thread count, and that an entry depends on its two payloads alone. Meant to run under sanitizers.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 
+#include "check.h"
 #include "gram.h"
 
 using namespace fgrpo;
 
 namespace {
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                       \
-        }                                                                       \
-    } while (false)
 
 // A payload that owns its bytes, in buffers of exactly the size of the contract, and what they decode to.
 struct Owned {

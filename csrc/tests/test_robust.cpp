@@ -2,24 +2,15 @@
 // order of the payloads. Meant to run under sanitizers.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 
+#include "check.h"
 #include "robust.h"
 
 using namespace fgrpo;
 
 namespace {
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                       \
-        }                                                                       \
-    } while (false)
 
 // A payload that owns its bytes, and what they decode to.
 struct Owned {

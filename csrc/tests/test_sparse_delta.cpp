@@ -1,23 +1,14 @@
 // The contract of sparse_delta.h, checked without Python: round trips of any bits, and damaged bytes in buffers
 // of exactly their size. Meant to run under sanitizers.
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 
+#include "check.h"
 #include "sparse_delta.h"
 
 using namespace fgrpo;
 
 namespace {
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                       \
-        }                                                                       \
-    } while (false)
 
 using Model = std::vector<bfloat16>;
 using Bytes = std::vector<std::uint8_t>;

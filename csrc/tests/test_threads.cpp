@@ -1,26 +1,17 @@
 // Calls of every function from several threads at once, each of which starts threads of its own. Says whether
 // the results are right; ThreadSanitizer says whether that was luck.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <random>
 #include <thread>
 
+#include "check.h"
 #include "delta_codec.h"
 #include "gram.h"
 
 using namespace fgrpo;
 
 namespace {
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                       \
-        }                                                                       \
-    } while (false)
 
 // Enough values that each function divides them among its threads (check() does so from 2^20 on).
 constexpr std::size_t kSize = (std::size_t{1} << 20) + 4321;

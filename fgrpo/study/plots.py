@@ -27,18 +27,6 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _MOST_CLIENTS = 8  # weights of more are a grey blur but for the first ones
 
 
-class Theme(NamedTuple):
-    """Colours of what is not data."""
-
-    paper: str
-    ink: str
-    faint: str
-
-
-LIGHT = Theme(paper="#ffffff", ink="#222222", faint="#c4c7cc")
-DARK = Theme(paper="#16181d", ink="#e4e6ea", faint="#555a64")
-
-
 class Picture(NamedTuple):
     """A picture: what it shows, in words, and its files for light and for dark pages."""
 
