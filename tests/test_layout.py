@@ -43,8 +43,9 @@ ROOMS = {
     "terms": Room("fgrpo_kernels.layout fgrpo_kernels.policy_terms", "objectives base"),
     "objectives": Room("fgrpo_kernels.objectives fgrpo_kernels.kl", "base"),
     "base": Room(
-        "fgrpo_kernels.checks fgrpo_kernels.chunked_rows fgrpo_kernels.derivatives fgrpo_kernels.direct "
-        "fgrpo_kernels.dispatch fgrpo_kernels.jit fgrpo_kernels.numerics fgrpo_kernels.results fgrpo_kernels.rowwise fgrpo_kernels._C",
+        "fgrpo_kernels._C fgrpo_kernels.checks fgrpo_kernels.chunked_rows fgrpo_kernels.derivatives "
+        "fgrpo_kernels.direct fgrpo_kernels.dispatch fgrpo_kernels.jit fgrpo_kernels.numerics "
+        "fgrpo_kernels.results fgrpo_kernels.rowwise",
         "",
     ),
 }
