@@ -16,8 +16,19 @@ from torch import Tensor
 
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
 from fgrpo_kernels.bench.ops import codec_contenders as others
-from fgrpo_kernels.bench.ops.codec_inputs import BLOCK, CHECKED, CLIENTS, ERROR_BOUND, Deltas, bytes_a_value, source
+from fgrpo_kernels.bench.ops.codec_inputs import (
+    BLOCK,
+    CHECKED,
+    CLIENTS,
+    ERROR_BOUND,
+    FLOATS,
+    QUANTISED,
+    Deltas,
+    bytes_a_value,
+    source,
+)
 from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, encode
+from fgrpo_kernels.codec.payloads import Codec
 
 BY_CLIENTS = (1, 2, 4, 8, 16, 32)
 IN_CACHE = 1 << 18  # parameters
@@ -29,7 +40,7 @@ def cases(options: Options) -> Iterator[Case]:
         raise NotHereError("is for the CPU")
     size = options.parameters or 1 << 25
     data = source(size)
-    for codec in ("int8", "int4", "int2"):
+    for codec in QUANTISED:
         for block in (BLOCK, 256):
             contenders = {
                 "fgrpo": ours(codec, block),
@@ -42,14 +53,14 @@ def cases(options: Options) -> Iterator[Case]:
                 else None
             )
             yield case(f"{codec}, block {block}", data, size, codec, contenders, block=block, in_readme=named)
-    for codec in ("int8", "int4"):
+    for codec in QUANTISED[:2]:
         contenders = {"fgrpo": ours(codec), **others.fbgemm_means(codec, BLOCK)}
         yield case(
             f"{codec}, in cache, 1 thread", data, min(size, IN_CACHE), codec, contenders, threads=1, limited=False
         )
         contenders = {"fgrpo": ours(codec, how=_with_stats), "fgrpo, without stats": ours(codec)}
         yield case(f"{codec}, with stats", data, size, codec, contenders)
-    for codec in ("bf16", "none"):
+    for codec in FLOATS:
         yield case(codec, data, size, codec, {"fgrpo": ours(codec), "eager": others.eager_mean})
     equal = lambda length=size, clients=CLIENTS: _the_first_only(data(length, clients))  # noqa: E731
     yield case("int4, equal payloads", equal, size, "int4", {"fgrpo": ours("int4")})
@@ -60,7 +71,7 @@ def case(
     name: str,
     data: Make,
     size: int,
-    codec: str,
+    codec: Codec,
     contenders: dict[str, Maker],
     *,
     clients: int = CLIENTS,
@@ -84,7 +95,7 @@ def case(
 
 
 def ours(
-    codec: str, block: int = BLOCK, *, new_memory: bool = False, how: Callable[..., Tensor] = aggregate
+    codec: Codec, block: int = BLOCK, *, new_memory: bool = False, how: Callable[..., Tensor] = aggregate
 ) -> Maker:  # fmt: skip
     def make(data: Deltas) -> Run:
         encodeds = [encode(delta, codec=codec, block=block) for delta in data.deltas]
@@ -97,7 +108,7 @@ def ours(
 def _scaling(data: Make, size: int, threads: int) -> Iterator[Case]:
     """By the number of clients, and by the number of threads."""
     fewer = [2**i for i in range(threads.bit_length()) if 2**i < threads]
-    for codec in ("int8", "int4", "int2"):
+    for codec in QUANTISED:
         for clients, number in [(clients, threads) for clients in BY_CLIENTS] + [(CLIENTS, n) for n in fewer]:
             name = f"{codec}, {clients} clients, {number} threads"
             yield case(name, data, size, codec, {"fgrpo": ours(codec)}, clients=clients, threads=number)
@@ -112,5 +123,5 @@ def _with_stats(encodeds: list[Encoded], weights: Tensor, out: Tensor | None, *,
     return aggregate_with_stats(encodeds, weights, out, num_threads=num_threads)[0]
 
 
-def _check(make: Maker, data: Deltas, codec: str) -> None:
+def _check(make: Maker, data: Deltas, codec: Codec) -> None:
     require_close("mean", others.as_vector(make(data)()), others.eager_mean(data)(), ERROR_BOUND[codec])

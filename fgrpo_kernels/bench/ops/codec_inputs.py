@@ -12,12 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.codec.payloads import Codec
+
 CLIENTS = 8
 BLOCK = 64
 CHECKED = 1 << 18  # parameters
-CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "bf16": 2.0, "none": 4.0}
+CODE_BYTES: dict[Codec, float] = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "bf16": 2.0, "none": 4.0}
+QUANTISED: tuple[Codec, ...] = ("int8", "int4", "int2")
+FLOATS: tuple[Codec, ...] = ("bf16", "none")
 # Relative errors of Gaussian values. Four bits with one scale for all values, as piquant has it, give 0.2.
-ERROR_BOUND = {"int8": 0.02, "int4": 0.25, "int2": 1.2, "bf16": 0.003, "none": 1e-6}
+ERROR_BOUND: dict[Codec, float] = {"int8": 0.02, "int4": 0.25, "int2": 1.2, "bf16": 0.003, "none": 1e-6}
 
 
 class Deltas(NamedTuple):
@@ -44,6 +48,6 @@ def source(size: int) -> Callable[..., Deltas]:
     return make
 
 
-def bytes_a_value(codec: str, block: int) -> float:
+def bytes_a_value(codec: Codec, block: int) -> float:
     """Codes, and scales of 2 bytes a block."""
     return CODE_BYTES[codec] + (2 / block if codec.startswith("int") else 0)

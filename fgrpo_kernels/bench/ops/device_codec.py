@@ -16,12 +16,16 @@ from torch import Tensor
 
 from fgrpo_kernels import codec as cpp
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, compiled, require_close
+from fgrpo_kernels.bench.ops.codec_inputs import QUANTISED
+from fgrpo_kernels.codec import Rounding
 from fgrpo_kernels.codec import gpu as codec_on_gpu
 from fgrpo_kernels.codec.gpu import Delta
+from fgrpo_kernels.codec.payloads import Codec
 
 CHECKED = 1 << 22
 BLOCK, SEED = 64, 7
-CODE_BYTES = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "none": 4.0}
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
+CODE_BYTES: dict[Codec, float] = {"int8": 1.0, "int4": 0.5, "int2": 0.25, "none": 4.0}
 OPERANDS = {
     "float32": (torch.float32, False, False),
     "float32, base and residual": (torch.float32, True, True),
@@ -40,7 +44,7 @@ def cases(options: Options) -> Iterator[Case]:
         for operands, (dtype, base, residual) in OPERANDS.items():
             read = (1 + base) * dtype.itemsize + 4 * residual
             passes = 2 if residual and codec != "none" else 1
-            for rounding in ("nearest", "stochastic") if operands == "float32" and codec != "none" else ("nearest",):
+            for rounding in ROUNDINGS if operands == "float32" and codec != "none" else ROUNDINGS[:1]:
                 yield Case(
                     name=f"encode {codec} {rounding}, {operands}",
                     inputs=lambda o=operands: _delta(o, size, options.device),  # type: ignore[misc]
@@ -59,7 +63,7 @@ def cases(options: Options) -> Iterator[Case]:
             moved=size * (written + 4),
             work=(size, "parameters"),
         )
-    for codec in ("int8", "int4"):
+    for codec in QUANTISED[:2]:
         yield Case(
             name=f"encode {codec}, to the host",
             inputs=lambda: _delta("float32", size, options.device),
@@ -80,11 +84,11 @@ def _delta(operands: str, size: int, device: str) -> Delta:
     return Delta(randn(), randn() if base else None, torch.zeros(size, device=device) if residual else None)
 
 
-def _encode(delta: Delta, codec: str, rounding: str = "nearest") -> tuple[Tensor, Tensor]:
+def _encode(delta: Delta, codec: Codec, rounding: Rounding = "nearest") -> tuple[Tensor, Tensor]:
     return codec_on_gpu.encode(*delta, codec, BLOCK, rounding, SEED)
 
 
-def _encoders(codec: str, rounding: str, operands: str) -> dict[str, Maker]:
+def _encoders(codec: Codec, rounding: Rounding, operands: str) -> dict[str, Maker]:
     found: dict[str, Maker] = {"fgrpo": lambda delta: lambda: _encode(delta, codec, rounding)}
     if codec == "int8" and rounding == "nearest" and operands == "float32":
         found |= {
@@ -113,7 +117,7 @@ def _bitsandbytes_int8(delta: Delta) -> Run:
     return lambda: quantize_blockwise(delta.new, blocksize=BLOCK)
 
 
-def _check_encode(make: Maker, operands: str, codec: str, rounding: str, device: str) -> None:
+def _check_encode(make: Maker, operands: str, codec: Codec, rounding: Rounding, device: str) -> None:
     """Ours: the C++ codec's bytes. Of others: codes that give the values back."""
     delta = _delta(operands, CHECKED, device)
     on_host = Delta(*[None if x is None else x.cpu() for x in delta])  # type: ignore[arg-type]
@@ -137,7 +141,7 @@ def _check_encode(make: Maker, operands: str, codec: str, rounding: str, device:
             raise WrongResultError(f"{name} differ from the C++ codec's")
 
 
-def _decoder(codec: str) -> Maker:
+def _decoder(codec: Codec) -> Maker:
     def make(delta: Delta) -> Run:
         codes, scales = _encode(delta, codec)
         out = torch.empty(delta.size, device=delta.new.device)
@@ -151,7 +155,7 @@ def _decoder(codec: str) -> Maker:
     return make
 
 
-def _check_decode(make: Maker, codec: str, device: str) -> None:
+def _check_decode(make: Maker, codec: Codec, device: str) -> None:
     delta = _delta("float32", CHECKED, device)
     expected = cpp.decode(cpp.encode(delta.new.cpu(), codec=codec, block=BLOCK))
     if not torch.equal(make(delta)().cpu(), expected):

@@ -17,10 +17,11 @@ import torch
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, Shape, require_close
 from fgrpo_kernels.bench.ops import codec_contenders as others
 from fgrpo_kernels.bench.ops.codec_contenders import Coded
-from fgrpo_kernels.bench.ops.codec_inputs import BLOCK, CHECKED, ERROR_BOUND, Deltas, bytes_a_value, source
+from fgrpo_kernels.bench.ops.codec_inputs import BLOCK, CHECKED, ERROR_BOUND, QUANTISED, Deltas, bytes_a_value, source
 from fgrpo_kernels.codec import decode, encode
+from fgrpo_kernels.codec.payloads import Codec
 
-Check = Callable[[Maker, Deltas, str], None]
+Check = Callable[[Maker, Deltas, Codec], None]
 HOW: dict[str, dict[str, str]] = {"nearest": {}, "stochastic": {"rounding": "stochastic"}, "mse": {"scale": "mse"}}
 
 
@@ -32,7 +33,7 @@ def cases(options: Options) -> Iterator[Case]:
 
     def case(
         name: str,
-        codec: str,
+        codec: Codec,
         contenders: dict[str, Maker],
         check: Check,
         float_bytes: int = 4,
@@ -52,7 +53,7 @@ def cases(options: Options) -> Iterator[Case]:
             in_readme=in_readme,
         )
 
-    for codec in ("int8", "int4", "int2"):
+    for codec in QUANTISED:
         for how in HOW:
             contenders = {
                 "fgrpo": ours(codec, how),
@@ -65,7 +66,7 @@ def cases(options: Options) -> Iterator[Case]:
             yield case(f"{codec} {how}, 1 thread", codec, contenders, _check, threads=1, in_readme=named)
             if how == "stochastic" and codec in others.PIQUANT and options.threads > 1:
                 yield case(f"{codec} {how}, {options.threads} threads", codec, contenders, _check)
-    for codec in ("int8", "int4"):
+    for codec in QUANTISED[:2]:
         for how in HOW:
             contenders = {"fgrpo": with_feedback(codec, how)}
             yield case(f"{codec} {how}, base and residual", codec, contenders, _check_feedback, float_bytes=16)
@@ -73,7 +74,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield case(f"{codec}, decode", codec, contenders, _check_decode)
 
 
-def ours(codec: str, how: str, *, new_memory: bool = False) -> Maker:
+def ours(codec: Codec, how: str, *, new_memory: bool = False) -> Maker:
     settings: dict[str, Any] = {"codec": codec, **HOW[how]}
 
     def make(data: Deltas) -> Run:
@@ -84,7 +85,7 @@ def ours(codec: str, how: str, *, new_memory: bool = False) -> Maker:
     return make
 
 
-def with_feedback(codec: str, how: str) -> Maker:
+def with_feedback(codec: Codec, how: str) -> Maker:
     """Reads three vectors of float32 and writes one, and the codes."""
     settings: dict[str, Any] = {"codec": codec, **HOW[how]}
 
@@ -97,7 +98,7 @@ def with_feedback(codec: str, how: str) -> Maker:
     return make
 
 
-def back(codec: str) -> Maker:
+def back(codec: Codec) -> Maker:
     def make(data: Deltas) -> Run:
         encoded, out = encode(data.deltas[0], codec=codec), torch.zeros(data.size)
         threads = torch.get_num_threads()
@@ -106,14 +107,14 @@ def back(codec: str) -> Maker:
     return make
 
 
-def _check(make: Maker, data: Deltas, codec: str) -> None:
+def _check(make: Maker, data: Deltas, codec: Codec) -> None:
     require_close("values", make(data)().values(), data.deltas[0], ERROR_BOUND[codec])
 
 
-def _check_feedback(make: Maker, data: Deltas, codec: str) -> None:
+def _check_feedback(make: Maker, data: Deltas, codec: Codec) -> None:
     encoded, residual = make(data)()
     require_close("values and residual", decode(encoded) + residual, data.deltas[0] - data.deltas[1], 1e-6)
 
 
-def _check_decode(make: Maker, data: Deltas, codec: str) -> None:
+def _check_decode(make: Maker, data: Deltas, codec: Codec) -> None:
     require_close("values", make(data)().view(-1), data.deltas[0], ERROR_BOUND[codec])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError
-from fgrpo_kernels.bench.ops.codec_inputs import CHECKED, source
+from fgrpo_kernels.bench.ops.codec_inputs import CHECKED, CODE_BYTES, QUANTISED, source
 from fgrpo_kernels.codec import Encoded, aggregate, decode, encode, gram
+from fgrpo_kernels.codec.payloads import Codec
 from fgrpo_kernels.robust import norms
 
 CLIENTS = 8
@@ -27,11 +28,11 @@ def cases(options: Options) -> Iterator[Case]:
         raise NotHereError("is for the CPU")
     size = options.parameters or 1 << 24
     data = source(size)
-    for codec in ("int8", "int4", "int2", "bf16", "none"):
+    for codec in CODE_BYTES:
         for clients in (CLIENTS, 4 * CLIENTS):
             length = size * CLIENTS // clients
 
-            def payloads(length: int = length, clients: int = clients, codec: str = codec) -> list[Encoded]:
+            def payloads(length: int = length, clients: int = clients, codec: Codec = codec) -> list[Encoded]:
                 return [encode(delta, codec=codec) for delta in data(length, clients).deltas]
 
             yield Case(
@@ -45,7 +46,7 @@ def cases(options: Options) -> Iterator[Case]:
                 if (codec, clients) == ("int4", CLIENTS)
                 else None,
             )
-    for codec in ("int8", "int4"):
+    for codec in QUANTISED[:2]:
         yield Case(
             name=f"{codec}, beside one pass",
             inputs=lambda c=codec: [encode(delta, codec=c) for delta in data().deltas],  # type: ignore[misc]
