@@ -22,6 +22,7 @@ _FIXED = (
     "partition",
     "seed",
     "server.optimizer",
+    "privacy",
     "evaluation.prompts",
     "evaluation.clients",
     "evaluation.tasks",

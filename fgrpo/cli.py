@@ -93,6 +93,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
     keys = add("keys", _keys, "", "list every key of the configuration, or those whose name or help has a word")
     keys.add_argument("words", metavar="WORD", nargs="*")
+    flower = add("flower", _flower, "", "many machines: `fgrpo flower init DIR` writes an app for Flower's `flwr run`")
+    flower.add_argument("action", choices=["init"])
+    flower.add_argument("folder", metavar="DIR", type=Path)
     arguments, overrides = parser.parse_known_args(argv)
     return parser, arguments, overrides
 
@@ -202,6 +205,13 @@ def _new(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.new import write_project
 
     print(write_project(arguments.dir))
+
+
+def _flower(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from fgrpo.engines.flower.init import init
+
+    for path in init(arguments.folder):
+        print(path)
 
 
 def _finish(folder: RunFolder) -> None:

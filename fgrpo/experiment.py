@@ -21,28 +21,32 @@ from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
 
 MakeObserver = Callable[[Config, RunFolder, Sequence[str]], AbstractContextManager[Observer]]
+OpenEngine = Callable[[Config], AbstractContextManager[Engine]]
 
 
-def train(config: Config, observe: MakeObserver) -> RunFolder:
+def train(config: Config, observe: MakeObserver, start: OpenEngine = open_engine) -> RunFolder:
     """Start a new run in `config.output_dir`, or in a new folder under `runs/`.
 
     Everything that can be wrong with the configuration is found before the folder is made.
+
+    Args:
+        start: starts the engine; by default the one on this machine that the configuration asks for.
     """
     path = Path(config.output_dir or _new_folder())
     RunFolder(path).check_free()
     config = _decided(config)
-    with open_engine(config) as engine:
+    with start(config) as engine:
         folder = RunFolder.create(path, _kept_yaml(config, path))
         return _play(folder.initial(engine.initial_parameters()), engine, config, folder, observe)
 
 
-def resume(path: Path, overrides: Sequence[str], observe: MakeObserver) -> RunFolder:
+def resume(path: Path, overrides: Sequence[str], observe: MakeObserver, start: OpenEngine = open_engine) -> RunFolder:
     """Go on from the last whole round of a run, to the same bits as if it had never stopped."""
     folder = RunFolder.open(path)
     config, changes = changed(folder, overrides)
     check_rounds_left(folder, config.rounds, changes)
     config = _decided(config)
-    with _interruptible(folder), open_engine(config) as engine:
+    with _interruptible(folder), start(config) as engine:
         _check_data(engine, folder)
         state = folder.load() if folder.rounds() else folder.initial(engine.initial_parameters())
         _check_fits(state, engine, folder)

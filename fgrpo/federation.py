@@ -19,6 +19,8 @@ from fgrpo.server.aggregation import make_rule
 from fgrpo.server.combine import combine
 from fgrpo.server.geometry import Geometry
 from fgrpo.server.history import compares_deltas, learn
+from fgrpo.server.limits import Limits
+from fgrpo.server.privacy import epsilon, spent_in_round
 from fgrpo.server.step import server_step
 from fgrpo.server.step_size import make_step_size
 from fgrpo.server.validation import sort_replies
@@ -38,7 +40,9 @@ def play_round(
         replies, residuals = engine.train(state, asked, observer)
         _log_failures(replies, number)
     with stopwatch("validate"):
-        accepted, quarantined = sort_replies(replies, asked, number, engine.manifest, base=fingerprint(state.params_P))
+        limits = None if engine.downlink_bytes is None else Limits.of(config, engine.manifest.size)
+        base = fingerprint(state.params_P)
+        accepted, quarantined = sort_replies(replies, asked, number, engine.manifest, base, limits)
     if not accepted:
         return _lost_round(state, len(asked) < len(engine.clients), quarantined, engine, config, stopwatch)
     with stopwatch("aggregate"):
@@ -53,6 +57,9 @@ def play_round(
     with stopwatch("server_step"):
         params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server, step_size)
 
+    spent, privacy = state.spent, config.privacy
+    if privacy is not None:
+        spent += spent_in_round(list(combined.weights.values()), config.aggregation, privacy)
     new_state = ServerState(
         round=number,
         params_P=params_P,
@@ -61,6 +68,7 @@ def play_round(
         residuals=state.residuals.updated({c: residuals[c] for c in clients if c in residuals}),
         step=learned.step,
         last_deltas=state.last_deltas.updated(deltas) if compares_deltas(config) else state.last_deltas,
+        spent=spent,
     )
     summary = RoundSummary(
         round=number,
@@ -76,6 +84,8 @@ def play_round(
         step_size=step_size,
         agreement=learned.agreement,
         ended=_now(),
+        downlink_bytes=engine.downlink_bytes or {},
+        epsilon=None if privacy is None else epsilon(spent, privacy.delta),
     )
     return new_state, summary, accepted
 
@@ -95,11 +105,13 @@ def _lost_round(
         raise RunError(f"round {number}: no client gave a usable reply ({reasons})")
     size, seconds, robust = 4 * engine.manifest.size, dict(stopwatch.seconds), config.aggregation.robust
     summary = RoundSummary(number, {}, {}, quarantined, {}, size, 0.0, seconds, robust, ended=_now())
-    return replace(state, round=number), summary, []
+    return replace(state, round=number), replace(summary, downlink_bytes=engine.downlink_bytes or {}), []
 
 
 def play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observer: Observer) -> ServerState:
     """Play rounds until `config.rounds` are complete; after each, the folder holds all that the next one needs."""
+    if config.privacy is not None:
+        epsilon(1.0, config.privacy.delta)  # rather now than after a round, if it cannot be told
     if not folder.rounds():
         data = engine.describe()
         for client in data:

@@ -160,11 +160,13 @@ class Failure:
     Attributes:
         reason: why, in one line.
         traceback: for the run's log; empty where there is none to show.
+        kind: the exception's name; empty where there was none.
     """
 
     client: str
     reason: str
     traceback: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class ClientHistory:
         gain: exponential moving average of its relative gains.
         agreement: exponential moving average of the cosine of its delta with its own last one; None while no rule has
             asked for it, or the client has no earlier delta.
+        last: the round of the last one; what the client keeps from it is what it goes on from.
     """
 
     baseline: float
@@ -194,6 +197,7 @@ class ClientHistory:
     rounds: int
     gain: float = 0.0
     agreement: float | None = None
+    last: int = 0
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,8 @@ class RoundSummary:
         gains: relative performance gain per accepted client (0 on a client's first round).
         quarantined: reason per client whose reply was not used.
         uplink_bytes: payload length per accepted client.
+        epsilon: what the models so far have told of a client at most, at `privacy.delta`; None without `privacy`.
+        downlink_bytes: what was sent to bring a client's machine the model, by client; empty where nothing had to be.
         dense_bytes: what one float32 delta would take.
         update_norm: L2 norm of the step the server took.
         seconds: time per stage: clients, validate, aggregate, server_step.
@@ -303,6 +309,8 @@ class RoundSummary:
     step_size: float = 1.0
     agreement: Mapping[str, float] = field(default_factory=dict)
     ended: str = ""
+    downlink_bytes: Mapping[str, int] = field(default_factory=dict)
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -317,6 +325,7 @@ class ServerState:
         residuals: each client's error-feedback residual, float32 [P], of those that have taken part.
         step: what is kept of the server's steps.
         last_deltas: each client's last accepted delta, where a rule compares with it; empty where none does.
+        spent: of the clients' privacy, see `fgrpo.server.privacy`.
     """
 
     round: int
@@ -326,6 +335,7 @@ class ServerState:
     residuals: Residuals
     step: StepHistory = StepHistory()
     last_deltas: LastDeltas = field(default_factory=LastDeltas)
+    spent: float = 0.0
 
     @staticmethod
     def initial(params_P: Tensor) -> ServerState:

@@ -108,6 +108,7 @@ class RunFolder:
                 "residuals": residuals.rounds(),
                 "step": asdict(state.step),
                 "last_deltas": {client: int(file.parent.parent.name) for client, file in deltas.files().items()},
+                "spent": state.spent,
             }
             _write(draft / "state.json", json.dumps(described, indent=1).encode())
             save_file(_tensors(state), draft / "state.safetensors")
@@ -155,6 +156,7 @@ class RunFolder:
             residuals=residuals.updated(stored),
             step=StepHistory(**described.get("step", {})),
             last_deltas=LastDeltas(deltas),
+            spent=described.get("spent", 0.0),
         )
 
     def reopen(self, config_yaml: str, changes: Mapping[str, tuple[Any, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -28,21 +29,33 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
-    parser, keys = config_parser(), found_from(_read_yaml(path), Path(path).parent)
+    folder = Path(path).parent
+    config = make_config(found_from(read_keys(path), folder), overrides, path)
+    if config.rewards.folder is None:
+        config = replace(config, rewards=replace(config.rewards, folder=str(folder)))
+    return config
+
+
+def make_config(keys: dict[str, Any], overrides: Sequence[str], source: str | Path) -> Config:
+    """Return the configuration of keys as YAML holds them, with overrides as in `read_config`; errors name the source.
+
+    Raises:
+        ConfigError: as `read_config` does.
+    """
+    parser, keys = config_parser(), deepcopy(keys)
     for key, value in _options(overrides):
-        _set(keys, key, value, path)
+        _set(keys, key, value, source)
     try:
         config = parser.instantiate(parser.parse_object(_without_nulls(keys, Config)))
     except ArgumentError as error:
-        raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
+        raise ConfigError(f"configuration {source}: {_one_line(str(error))}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
-    if config.rewards.folder is None:
-        config = replace(config, rewards=replace(config.rewards, folder=str(Path(path).parent)))
     check(config)
     return config
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file of a configuration, or of a part of it, holds by key; see `read_config` for errors."""
     try:
         loaded = yaml_text.load(Path(path).read_text(encoding="utf-8-sig"), Config)
     except OSError as error:
@@ -157,6 +170,7 @@ def check(config: Config) -> None:
     for key, tasks in tasks_by_key(config):
         if any(task.diagnostic is not None and not 0 <= task.diagnostic.p <= 1 for task in tasks):
             raise ConfigError(f"{key}: diagnostic.p must be from 0 to 1")
+    _check_privacy(config)
     _check_robust(config, clients_per_round(config))
 
 
@@ -192,6 +206,23 @@ def tasks_by_key(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
     yield "evaluation.tasks", config.evaluation.tasks
 
 
+def _check_privacy(config: Config) -> None:
+    """Raise ConfigError for what would make the epsilon of `privacy` untrue."""
+    if config.privacy is None:
+        return
+    if config.aggregation.rule not in _CAPPED:
+        raise ConfigError(
+            f"privacy: aggregation.rule {config.aggregation.rule} sets no bound to a client's weight; "
+            f"use {' or '.join(_CAPPED)}"
+        )
+    if config.aggregation.robust != "none":
+        raise ConfigError(f"privacy: aggregation.robust {config.aggregation.robust} is no weighted mean; use none")
+    if config.server.step not in _BLIND:
+        raise ConfigError(
+            f"privacy: server.step {config.server.step} follows from single deltas; use {' or '.join(_BLIND)}"
+        )
+
+
 def _check_robust(config: Config, clients: int | None) -> None:
     """Raise ConfigError for a parameter of `aggregation.robust` that is missing or that nothing would read."""
     robust = config.aggregation.robust
@@ -221,6 +252,10 @@ def _above_0() -> tuple[Callable[[Any], bool], str]:
 
 def _from_0_below_1() -> tuple[Callable[[Any], bool], str]:
     return (lambda value: 0 <= value < 1), "from 0 to below 1"
+
+
+_CAPPED = ("fgrpo", "uniform")  # rules that bound every client's weight, whatever its delta
+_BLIND = ("fixed", "decay")  # step sizes that no delta decides
 
 
 _RANGES = [
@@ -263,6 +298,15 @@ _RANGES = [
     ("participation.clients_per_round", *_at_least(1)),
     ("engine.workers", *_at_least(0)),
     ("engine.threads", *_at_least(1)),
+    ("flower.min_clients", *_at_least(1)),
+    ("flower.deadline", *_above_0()),
+    ("flower.min_replies", *_at_least(1)),
+    ("limits.step", *_above_0()),
+    ("limits.rows", *_at_least(1)),
+    ("limits.reward", *_above_0()),
+    ("privacy.clip", *_above_0()),
+    ("privacy.noise", *_above_0()),
+    ("privacy.delta", (lambda delta: 0 < delta < 1), "above 0, below 1"),
     ("lora.rank", *_at_least(1)),
     ("partition.clients", *_at_least(1)),
     ("partition.alpha", *_above_0()),

@@ -21,7 +21,8 @@ class Room(NamedTuple):
 
 # From the top down. A new file at the top of a package belongs to the room that has the package's name.
 ROOMS = {
-    "cli": Room("fgrpo.cli", "experiment server study show contract wire ground"),
+    "cli": Room("fgrpo.cli", "experiment server study show contract engines wire ground"),
+    "server app": Room("fgrpo.engines.flower.server_app", "experiment show engines contract wire ground"),
     "study": Room("fgrpo.study", "federation show engines contract client wire ground"),
     "experiment": Room("fgrpo.experiment", "federation show engines contract client wire ground"),
     "federation": Room("fgrpo.federation", "contract server wire ground"),

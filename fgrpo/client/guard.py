@@ -21,9 +21,10 @@ def guarded(client: str, play: Callable[[], Done]) -> Done | Failure:
     except KeyboardInterrupt:
         raise
     except FgrpoError as error:
-        return Failure(client, str(error), traceback.format_exc())
+        return Failure(client, str(error), traceback.format_exc(), type(error).__name__)
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         (*_, last) = traceback.format_exception_only(error)
-        return Failure(client, f"{last.splitlines()[0]}; its traceback is in the run's log", traceback.format_exc())
+        reason = f"{last.splitlines()[0]}; its traceback is in the run's log"
+        return Failure(client, reason, traceback.format_exc(), type(error).__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fgrpo.client.faults import with_fault
 from fgrpo.client.local_training import train_locally
 from fgrpo.client.masters import Masters
+from fgrpo.client.noise import private
 from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
 from fgrpo.config import Config
@@ -67,14 +68,16 @@ def reply(
     """
     report, trained = with_fault(report, trained, params_P, config)
     with stopwatch("encode"):
-        codec = config.codec
+        codec, new_P = config.codec, trained()
+        start_P: Tensor | None = params_P
+        if config.privacy is not None:
+            new_P, start_P = private(new_P.to(params_P.device) - params_P, config.privacy), None
         try:
-            new_P = trained()
             device = new_P.device if codec.scale == "absmax" else torch.device("cpu")  # the one that a GPU has
             residual = None if residual_P is None else residual_P.to(device)
             delta = encode(
                 new_P.to(device),
-                params_P.to(device),
+                None if start_P is None else start_P.to(device),
                 codec=codec.codec,
                 block=codec.block,
                 rounding=codec.rounding,

@@ -4,6 +4,8 @@ A field's docstring is its help text. Nothing here builds or loads anything.
 """
 
 from fgrpo.config.data import ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.privacy import PrivacyConfig
+from fgrpo.config.remote import FlowerConfig, LimitsConfig
 from fgrpo.config.run import PACKAGED_MODELS, Config, EngineConfig, EvaluationConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
@@ -18,9 +20,12 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "FaultConfig",
+    "FlowerConfig",
+    "LimitsConfig",
     "LoraConfig",
     "ParticipationConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "RewardsConfig",
     "RolloutConfig",
     "ServerConfig",

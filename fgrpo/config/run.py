@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fgrpo.config.data import ClientConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.privacy import PrivacyConfig
+from fgrpo.config.remote import FlowerConfig, LimitsConfig
 from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationConfig, ServerConfig
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
 
@@ -77,6 +79,9 @@ class Config:
         evaluation: held-out accuracy.
         participation: who takes part in a round; null is everybody.
         engine: where clients live.
+        flower: clients on other machines.
+        limits: what no honest reply exceeds.
+        privacy: noise on what clients send; null is none.
         rounds: federated rounds.
         seed: seed of everything random.
         output_dir: folder of the run; null makes a new one under `runs/`.
@@ -100,6 +105,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     participation: ParticipationConfig | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
+    flower: FlowerConfig = field(default_factory=FlowerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    privacy: PrivacyConfig | None = None
     rounds: int = 10
     seed: int = 0
     output_dir: str | None = None

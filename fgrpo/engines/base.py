@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,14 @@ class Engine(Protocol):
     @property
     def clients(self) -> Sequence[str]:
         """The names of those clients that take part."""
+        ...
+
+    @property
+    def downlink_bytes(self) -> Mapping[str, int] | None:
+        """What was sent to clients for the last call of `train` and for evaluations before it.
+
+        None where clients live on this machine: nothing is sent, and their numbers are our own and believed.
+        """
         ...
 
     @property

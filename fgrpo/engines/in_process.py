@@ -16,6 +16,8 @@ from fgrpo.wire.parameters import Manifest, flatten
 class InProcess:
     """The engine that starts nothing."""
 
+    downlink_bytes = None
+
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
         self.clients = workplace.owners.taking_part

@@ -28,6 +28,8 @@ class Workers:
         FgrpoError: see `Crew`.
     """
 
+    downlink_bytes = None
+
     def __init__(self, config: Config, count: int, threads: int) -> None:
         self._crew = Crew(config, count, threads)
         self.clients, self.manifest = self._crew.opened.clients, self._crew.opened.manifest

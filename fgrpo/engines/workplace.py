@@ -68,18 +68,23 @@ class Workplace:
         return guarded(client, play)
 
     def save(self, params_P: Tensor, folder: Path) -> None:
-        """Write the model with these parameters (or its adapter) and tokenizer.
+        """See `save_model`."""
+        save_model(self.policy, params_P, folder)
 
-        Raises:
-            RunError: they cannot be written.
-        """
-        model = self.policy.model
-        load_flat(model, params_P)
-        try:
-            # peft would look for the base model on the hub to see whether its vocabulary was changed; it was not.
-            options = {"save_embedding_layers": False} if is_adapted(model) else {}
-            model.save_pretrained(folder, **options)  # type: ignore[operator]
-            self.policy.tokenizer.save_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{folder}: the model cannot be saved: {reason}; the run's rounds are whole") from error
+
+def save_model(policy: Policy, params_P: Tensor, folder: Path) -> None:
+    """Write the model with these parameters (or its adapter) and tokenizer.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    model = policy.model
+    load_flat(model, params_P)
+    try:
+        # peft would look for the base model on the hub to see whether its vocabulary was changed; it was not.
+        options = {"save_embedding_layers": False} if is_adapted(model) else {}
+        model.save_pretrained(folder, **options)  # type: ignore[operator]
+        policy.tokenizer.save_pretrained(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{folder}: the model cannot be saved: {reason}; the run's rounds are whole") from error

@@ -69,7 +69,7 @@ def updated_clients(
     for report in reports:
         old = history.get(report.client)
         if old is None:
-            updated[report.client] = ClientHistory(report.reward_mean, report.reward_std, 1)
+            updated[report.client] = ClientHistory(report.reward_mean, report.reward_std, 1, last=report.round)
         else:
             updated[report.client] = ClientHistory(
                 decay * old.baseline + (1 - decay) * report.reward_mean,
@@ -77,5 +77,6 @@ def updated_clients(
                 old.rounds + 1,
                 smoothing * old.gain + (1 - smoothing) * gains[report.client],
                 moved(old.agreement, agreement.get(report.client), decay),
+                report.round,
             )
     return updated

@@ -8,12 +8,18 @@ from collections.abc import Iterable, Mapping
 
 from fgrpo.errors import PayloadError
 from fgrpo.records import Accepted, Failure, Reply, Report
+from fgrpo.server.limits import Limits
 from fgrpo.wire.parameters import Manifest
 from fgrpo.wire.payload import expect, unpack
 
 
 def sort_replies(
-    replies: Iterable[Reply | Failure], clients: Iterable[str], round_number: int, manifest: Manifest, base: str
+    replies: Iterable[Reply | Failure],
+    clients: Iterable[str],
+    round_number: int,
+    manifest: Manifest,
+    base: str,
+    limits: Limits | None = None,
 ) -> tuple[list[Accepted], dict[str, str]]:
     """Split replies into the accepted ones, ordered by client name, and the reasons of the others.
 
@@ -24,6 +30,7 @@ def sort_replies(
         round_number: the round that they were asked for.
         manifest: of the global model.
         base: fingerprint of the global parameters that they were sent.
+        limits: what no honest reply exceeds; None believes any number.
     """
     asked, accepted, quarantined = set(clients), {}, {}
     for reply in replies:
@@ -36,6 +43,8 @@ def sort_replies(
             if reply.client in accepted:
                 raise PayloadError("a second reply to the same round; the first one counts")
             _check_report(reply.report, reply.client, round_number)
+            if limits is not None:
+                limits.check_report(reply.report)
             header, delta = unpack(reply.payload)
             expect(
                 header,
@@ -46,6 +55,8 @@ def sort_replies(
                 size=manifest.size,
                 base=base,
             )
+            if limits is not None:
+                limits.check_delta(delta)
             accepted[reply.client] = Accepted(reply.report, delta, reply.payload)
         except PayloadError as error:
             quarantined[reply.client] = str(error)

@@ -12,6 +12,7 @@ from fgrpo.settings import read_config
 from fgrpo.show.pages import write_page
 from fgrpo.show.pictures import pictures
 from fgrpo.show.plots import write_plots
+from fgrpo.show.remote import remote_tables
 from fgrpo.show.samples import compared_samples
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.tables import quarantine_table, tables
@@ -43,7 +44,7 @@ def write_report(folder: RunFolder) -> Path:
         headline=_headline(summary),
         pictures=drawn,
         constants=constants,
-        tables=[*tables(summary), *([quarantines] if quarantines.rows else [])],
+        tables=[*tables(summary), *remote_tables(summary), *([quarantines] if quarantines.rows else [])],
         samples=compared_samples(summary),
         config=folder.config_file.read_text(encoding="utf-8"),
     )

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fgrpo.records import TEST_SET, Evaluation, Record
 from fgrpo.show.comparison import Compared, comparison_tables
+from fgrpo.show.remote import remote_tables
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.tables import TextTable, tables
 from fgrpo.show.text import number, percent, printable, ratio
@@ -38,7 +39,7 @@ def print_summary(records: Iterable[Record], console: Console | None = None) -> 
         console.print(Text(says, style=f"bold {'yellow' if finding.remedy else 'green'}"), highlight=False)
         console.print(Text(rest.strip()), highlight=False)
         console.print()
-    print_tables(tables(summary), console)
+    print_tables([*tables(summary), *remote_tables(summary)], console)
 
 
 def print_tables(tables: Iterable[TextTable], console: Console | None = None) -> None:

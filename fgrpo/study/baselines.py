@@ -48,6 +48,8 @@ class Pooled:
     A round is as many steps of the same size as theirs together, one after another.
     """
 
+    downlink_bytes = None
+
     def __init__(self, workplace: Workplace) -> None:
         owners, config, policy = workplace.owners, workplace.config, workplace.policy
         self.clients = [_POOLED]
@@ -89,6 +91,8 @@ class Alone:
     Args:
         start_P: what `start` gave before any client trained on this workplace.
     """
+
+    downlink_bytes = None
 
     def __init__(self, workplace: Workplace, client: str, start_P: Tensor) -> None:
         self.clients = [client]

@@ -47,6 +47,11 @@ class Header:
     base: str
 
 
+def most_bytes(size: int) -> int:
+    """Return more than a payload of so many parameters has, whatever its codec."""
+    return 4 * size + _MAX_HEADER_BYTES + 64
+
+
 def pack(delta: Encoded, header: Header) -> bytes:
     """Serialise a delta."""
     tensors = {"codes": delta.codes, "scales": delta.scales}

@@ -97,14 +97,14 @@ def test_a_configured_rule_is_the_rule():
 def test_history_is_a_moving_average_that_starts_at_the_first_value():
     config = AggregationConfig(decay=0.75, smoothing=0.5)
     first = updated_clients({}, [report("a", 1.0, std=0.5)], {"a": 0.0}, {}, config)
-    assert first == {"a": ClientHistory(1.0, 0.5, 1)}
+    assert first == {"a": ClientHistory(1.0, 0.5, 1, last=3)}
     reports, gains = [report("a", 2.0, std=0.9), report("b", 3.0)], {"a": 1.0, "b": 0.0}
     second = updated_clients(first, reports, gains, {"a": 0.2}, config)
-    assert second["a"] == ClientHistory(1.25, pytest.approx(0.6), 2, 0.5, 0.2)
+    assert second["a"] == ClientHistory(1.25, pytest.approx(0.6), 2, 0.5, 0.2, last=3)
     assert second["b"].rounds == 1
     third = updated_clients(second, reports, {"a": 0.0, "b": 0.0}, {"a": 0.4}, config)
     assert (third["a"].gain, third["a"].agreement) == (0.25, pytest.approx(0.25))
-    assert first == {"a": ClientHistory(1.0, 0.5, 1)}
+    assert first == {"a": ClientHistory(1.0, 0.5, 1, last=3)}
 
 
 def test_a_gain_within_sampling_error_is_small_by_the_error_and_smoothing_halves_it():

@@ -32,6 +32,7 @@ class LiarAmongFive:
 
     clients = (*HONEST, "mallory")
     manifest = Manifest(("weight",), ((SIZE,),))
+    downlink_bytes = None
 
     def train(self, state, clients, observer):
         noise = torch.Generator().manual_seed(1)
