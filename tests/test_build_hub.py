@@ -78,7 +78,9 @@ def test_ops_are_the_same_under_their_own_namespace(loaded: ModuleType) -> None:
 
 
 def test_kernels_loads_it(folder: Path) -> None:
-    kernels = pytest.importorskip("kernels", reason="kernels is not installed: pip install kernels")
+    kernels = pytest.importorskip("kernels", reason=(reason := "kernels is not installed: pip install kernels"))
+    if not hasattr(kernels, "get_local_kernel"):  # a folder of that name, here that of our own tests
+        pytest.skip(reason)
     module = kernels.get_local_kernel(folder, backend="cpu")
     assert Path(module.__file__).parent == folder / "build" / "torch-cpu"
     advantages = module.group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2).advantages

@@ -91,14 +91,14 @@ class RewardsConfig:
     See `docs/rewards.md`.
 
     Args:
-        folder: their modules are looked for in this folder, then in the working folder; null is the folder of the
-            configuration.
         on_error: a reward function that fails for a completion, or returns what is no finite number: `skip` takes the
             completion out of its group, `zero` counts 0 from that function, `raise` ends the client's round.
+        folder: their modules are looked for in this folder, then in the working folder; null is the folder of the
+            configuration.
     """
 
-    folder: str | None = None
     on_error: Literal["skip", "zero", "raise"] = "skip"
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

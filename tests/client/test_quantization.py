@@ -108,7 +108,7 @@ def test_what_it_does_not_go_with(config, change, words):
 
 def test_without_bitsandbytes_the_way_to_it_is_told(config, monkeypatch):
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"pip install 'fgrpo\[quantize\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'bitsandbytes>=[0-9.]+'"):
         quantization.quantized_loading("nf4", torch.float32, torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"pip install 'fgrpo\[quantize\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'bitsandbytes>=[0-9.]+'"):
         Policy.load(config)

@@ -88,7 +88,7 @@ def only(engine, clients):
     """The same engine with some of its clients."""
 
     class Part:
-        manifest, train = engine.manifest, engine.train
+        manifest, train, downlink_bytes = engine.manifest, engine.train, engine.downlink_bytes
 
     Part.clients = clients
     return Part()
@@ -216,7 +216,9 @@ def test_nothing_is_left_of_a_run_that_ends_in_the_middle(tmp_path, end):
         text=True,
         start_new_session=True,
     ) as run:
-        assert run.stdout.readline() == "engine: 2 workers x 1 thread\n"
+        assert run.stdout.readline() == "loading model tiny ...\n"
+        first = next(line for line in run.stdout if not line.startswith("loading"))
+        assert first == "engine: 2 workers x 1 thread\n"
         assert run.stdout.readline().startswith("before training")  # the clients are at work now, for minutes
         assert len(marked(mark)) >= 4, "the run, the server that forks, and two workers"
         (os.killpg if end == signal.SIGINT else os.kill)(run.pid, end)  # Ctrl-C reaches the whole group

@@ -51,7 +51,7 @@ def test_a_new_length_is_the_same_kernel(vocab):
         logits, targets = torch.empty(2, T, vocab, dtype=torch.bfloat16), torch.zeros(2 * T, dtype=torch.int64)
         outputs = [torch.empty(2 * T) for _ in range(4)]
         _, specialisation, options = specialise(
-            *rows_of(logits), targets, None, *outputs, vocab, 1.0, **tile_for(logits, vocab).arguments()
+            *rows_of(logits), targets, None, *outputs, vocab, 1.0, **tile_for(logits, vocab, "scan").arguments()
         )
         keys.add((str(specialisation), str(sorted(options.items()))))
     assert len(keys) == 1

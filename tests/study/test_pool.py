@@ -55,7 +55,9 @@ def test_values_are_tuned_and_the_best_is_reported(study, tmp_path, jobs):
     assert [choice.value for choice in choices] == [2.0, 2.0]
     assert not any(choice.at_edge for choice in choices)
     reported = [name for name in played(tmp_path / "cells") if "tuning" not in name]
-    assert [name[-1] for name in reported] == ["0", "0", "1", "1"], (
+    assert sorted(name[-1] for name in reported) == ["0", "0", "1", "1"]
+    # Two processes end in any order.
+    assert jobs or [name[-1] for name in reported] == ["0", "0", "1", "1"], (
         "seed by seed: an early end leaves whole comparisons"
     )
 
