@@ -35,7 +35,7 @@ def make(target, options, out):
 
 
 def test_gpu(tmp_path):
-    found = make("gpu", "--rows 4 --parameters 1024 --rounds 1", tmp_path)
+    found = make("gpu", "--rows 2 --parameters 1024 --rounds 1", tmp_path)
     assert found.keys() == {"grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec"}
     for content in found.values():
         reasons = [record.get("not_measured", "") for record in content["results"]]

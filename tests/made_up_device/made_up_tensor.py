@@ -141,13 +141,23 @@ class MadeUpTensor(Tensor):
         device = kwargs.get("device")
         if device is not None:
             kwargs = kwargs | {"device": "cpu"}
-        result = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+        play = mixed_product if name in ("mm", "addmm") and "dtype" in func._overloadname else func
+        result = play(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
         if device is not None and torch.device(device).type == "cpu" and func._schema.name.startswith("aten::new_"):
             return result
         if func._schema.is_mutable:
             own = {id(unwrap(x)): x for x in tree_leaves((args, kwargs)) if isinstance(x, MadeUpTensor)}
             return tree_map(lambda x: own.get(id(x), x), result)
         return tree_map(wrap, result)
+
+
+def mixed_product(*args: Any, out: Tensor | None = None, beta: float = 1, alpha: float = 1) -> Tensor:
+    """A product of 16-bit matrices into float32, or one added to a matrix, which the CPU does not have."""
+    *added, a, b, dtype = args
+    product = alpha * (a.to(dtype) @ b.to(dtype))
+    if added:
+        product += beta * added[0].to(dtype)
+    return product if out is None else out.copy_(product)
 
 
 def wrap(x: Any) -> Any:
