@@ -20,8 +20,9 @@ train-smollm2: $(READY)
 	$(BIN)/python scripts/get_smollm2.py models/smollm2
 	$(BIN)/fgrpo train configs/smollm2.yaml
 
-# Each worker keeps to one core. A file's tests share what is costly to set up; in the interpreter there is nothing of it.
-WORKERS := -n auto --maxprocesses 8 --no-loadscope-reorder
+# Each worker keeps to one core, and one more than there are cores works while another waits for processes that it started.
+# A file's tests share what is costly to set up; in the interpreter there is nothing of it.
+WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 8 --no-loadscope-reorder
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
