@@ -230,7 +230,8 @@ def test_nothing_is_left_of_a_run_that_ends_in_the_middle(tmp_path, end):
     assert not marked(mark)
     complaints = [line for line in errors.splitlines() if "SyntaxWarning" not in line and "memoize" not in line]
     if end == signal.SIGINT:
-        assert complaints == ["fgrpo: interrupted; whole rounds are kept, go on with `fgrpo resume RUN`"]
+        resume = f"fgrpo resume {tmp_path / 'run'}"
+        assert complaints == [f"fgrpo: interrupted; whole rounds are kept, go on with: {resume}"]
         assert run.returncode == 130
     else:
         assert complaints == []
