@@ -180,7 +180,8 @@ def _rules(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.show.tables import TextTable
     from fgrpo.show.terminal import print_tables
 
-    print_tables(TextTable(key, ("value", "what it does", "source"), tuple(rows)) for key, rows in catalogue().items())
+    columns = ("value", "what it does", "source")
+    print_tables(TextTable(key, columns, tuple(rows), numbers_from=3) for key, rows in catalogue().items())
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
