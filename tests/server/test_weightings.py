@@ -59,7 +59,7 @@ def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn,
     weights = make_rule(config)(told, history, Geometry(deltas, last))
     assert len(weights) == len(told)
     assert all(math.isfinite(weight) and weight >= 0 for weight in weights)
-    assert math.fsum(weights) == pytest.approx(1, abs=1e-9)
+    assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
     if rule in LIMITED:
         assert max(weights) <= max(cap, 1 / len(told)) + 1e-12
         assert min(weights) >= floor / len(told) - 1e-12
