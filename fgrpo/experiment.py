@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -16,6 +14,7 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
+from fgrpo.paths import make_rewards_importable
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
@@ -91,9 +90,7 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
 
 def _decided(config: Config) -> Config:
     """Decide what the configuration leaves open about the engine, and make its reward functions importable."""
-    for folder in (config.rewards.folder, os.curdir):
-        if folder is not None and os.path.abspath(folder) not in sys.path:
-            sys.path.append(os.path.abspath(folder))
+    make_rewards_importable(config)
     return replace(config, engine=chosen(config))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -66,3 +67,10 @@ def _from_here(path: Path) -> str:
 def _whole(path: Path) -> Path:
     """Return the path from the root. A file that is a link keeps its own name, which says what it holds."""
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def make_rewards_importable(config: Config) -> None:
+    """Have modules of reward functions looked for in `rewards.folder`, then in the working folder."""
+    for folder in (config.rewards.folder, os.curdir):
+        if folder is not None and os.path.abspath(folder) not in sys.path:
+            sys.path.append(os.path.abspath(folder))

@@ -1,9 +1,13 @@
 """Paths in a configuration lead from its own folder, else from the working folder; a run goes on from anywhere."""
 
+import importlib
 import os
+import sys
 
 import pytest
 
+from fgrpo.config import Config, RewardsConfig
+from fgrpo.paths import make_rewards_importable
 from fgrpo.settings import read_config, to_yaml
 
 YAML = """
@@ -83,3 +87,10 @@ def test_test_sets_are_found_beside_the_configuration_too(project):
     config = read_config("project/config.yaml")
     assert config.clients["a"].tasks[0].test_dataset == "project/data/b.csv"
     assert config.evaluation.tasks[0].dataset == "project/data/b.csv"
+
+
+def test_rewards_are_importable_from_the_configurations_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "rewards_beside.py").write_text("def one(completion):\n    return 1.0\n")
+    make_rewards_importable(Config(rewards=RewardsConfig(folder=str(tmp_path))))
+    assert importlib.import_module("rewards_beside").one("") == 1.0
