@@ -102,9 +102,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.hub import hub_or_disk
+    from fgrpo.paths import check_free
     from fgrpo.settings import read_config
 
     config = read_config(arguments.config, overrides)
+    if config.output_dir:
+        check_free(config.output_dir)
     with Loading(f"model {config.model}") as loading, hub_or_disk(config):  # before what takes seconds to import
         from fgrpo.experiment import train
 

@@ -14,7 +14,7 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
-from fgrpo.paths import make_rewards_importable
+from fgrpo.paths import check_free, make_rewards_importable
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
@@ -32,7 +32,7 @@ def train(config: Config, observe: MakeObserver, start: OpenEngine = open_engine
         start: starts the engine; by default the one on this machine that the configuration asks for.
     """
     path = Path(config.output_dir or _new_folder())
-    RunFolder(path).check_free()
+    check_free(path)
     config = _decided(config)
     with start(config) as engine:
         folder = RunFolder.create(path, _kept_yaml(config, path))

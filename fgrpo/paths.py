@@ -12,6 +12,7 @@ from typing import Any
 
 from fgrpo import yaml_text
 from fgrpo.config import PACKAGED_MODELS, Config, RewardsConfig, TaskConfig
+from fgrpo.errors import RunError
 
 # The keys whose value may be a path, by the section that they are in.
 _PATHS = {(Config, "model"), (TaskConfig, "dataset"), (TaskConfig, "test_dataset"), (RewardsConfig, "folder")}
@@ -33,6 +34,17 @@ def seen_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
         return os.path.relpath(_whole(Path(path)), folder.resolve())
 
     return _changed(keys, Config, seen)
+
+
+def check_free(path: str | Path) -> None:
+    """Raise RunError unless a new run can have this folder: it is not there yet, or empty."""
+    path = Path(path)
+    if (path / "config.yaml").exists() and (path / "rounds").is_dir():
+        raise RunError(
+            f"output_dir: {path} already holds a run; continue it with `fgrpo resume {path}` or name another"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"output_dir: {path} is there, and is no empty folder; name another")
 
 
 def _changed(value: Any, kind: Any, change: Callable[[str], str]) -> Any:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fgrpo.errors import RunError
 from fgrpo.last_deltas import LastDeltas
+from fgrpo.paths import check_free
 from fgrpo.records import ClientHistory, Record, ServerState, StepHistory, from_json, to_json
 from fgrpo.residuals import Residuals, StoredTensor, sync
 
@@ -49,8 +50,8 @@ class RunFolder:
     @staticmethod
     def create(path: str | Path, config_yaml: str) -> RunFolder:
         """Make a new run folder, in a place that `check_free` passes."""
+        check_free(path)
         folder = RunFolder(path)
-        folder.check_free()
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.config_file.write_text(config_yaml, encoding="utf-8")
@@ -58,16 +59,6 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"output_dir: {path} cannot be written: {error.strerror}") from None
         return folder
-
-    def check_free(self) -> None:
-        """Raise RunError unless a new run can have this folder: it is not there yet, or empty."""
-        if self.config_file.exists() and self._rounds.is_dir():
-            raise RunError(
-                f"output_dir: {self.path} already holds a run; continue it with `fgrpo resume {self.path}` "
-                "or name another"
-            )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunError(f"output_dir: {self.path} is there, and is no empty folder; name another")
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:

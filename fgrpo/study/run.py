@@ -98,7 +98,7 @@ def _play(study: Study, agenda: Agenda, find: Find, jobs: int | None) -> None:
         return
     jobs = min(_jobs(left) if jobs is None else jobs, len(left))
     print(f"{len(left)} cells to play in {study.output_dir}, {jobs or 1} at a time", flush=True)
-    preload = [*_PRELOAD, *(["reasoning_gym"] if any(_uses_gym(cell) for cell in left) else [])]
+    preload = [*_PRELOAD, *(["fgrpo.client.tasks.gym"] if any(_uses_gym(cell) for cell in left) else [])]
     measure = {scenario.name: scenario.measure for scenario in study.scenarios}
 
     def told(cell: Cell) -> str:
