@@ -1,4 +1,4 @@
-// The only file that knows Python: turns buffers into spans, names into enums, and releases the interpreter
+// The only file that knows Python: turns buffers and addresses into spans, names into enums, and releases the interpreter
 // lock. Sizes, values and overlaps are checked by the core. std::invalid_argument and NotEncodable arrive as
 // ValueError.
 #include <pybind11/pybind11.h>
@@ -53,50 +53,42 @@ void encode_buffers(const py::object& updated, const py::object& base, const py:
            span_of<std::uint8_t>(codes_info), span_of<bfloat16>(scales_info), num_threads, scaling);
 }
 
-// A payload and the views that keep its buffers in place.
-struct HeldPayload {
-    HeldPayload(const py::handle& codes, const py::handle& scales, const std::string& codec,
-                std::size_t block, std::size_t size)
-        : codes(contiguous(codes, "codes", "B", false)),
-          scales(contiguous(scales, "scales", "H", false)),
-          payload{format_of(codec, block), size, span_of<const std::uint8_t>(this->codes),
-                  span_of<const bfloat16>(this->scales)} {}
+// Addresses and bytes of codes and scales, then codec, block and size: a view of each buffer would take longer than
+// the mean of a few thousand values. The caller holds the memory.
+using PayloadTuple = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t, std::string,
+                                std::size_t, std::size_t>;
 
-    py::buffer_info codes, scales;
-    Payload payload;
-};
-
-void decode_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
-                    std::size_t block, std::size_t size, const py::object& out, int num_threads) {
-    const HeldPayload held(codes, scales, codec, block, size);
-    const py::buffer_info out_info = contiguous(out, "decode: out", "f", true);
-    const py::gil_scoped_release released;
-    decode(held.payload, span_of<float>(out_info), num_threads);
+Payload payload_at(const PayloadTuple& fields) {
+    const auto& [codes, code_bytes, scales, scale_bytes, codec, block, size] = fields;
+    if (scales % alignof(bfloat16) != 0) throw py::value_error("scales must be aligned to their items");
+    return {format_of(codec, block),
+            size,
+            {reinterpret_cast<const std::uint8_t*>(codes), code_bytes},
+            {reinterpret_cast<const bfloat16*>(scales), scale_bytes / sizeof(bfloat16)}};
 }
 
-using PayloadTuple = std::tuple<py::object, py::object, std::string, std::size_t, std::size_t>;
-
-// Payloads and the views that keep their buffers in place.
-struct HeldPayloads {
-    explicit HeldPayloads(const std::vector<PayloadTuple>& tuples) {
-        held.reserve(tuples.size());
-        for (const auto& [codes, scales, codec, block, size] : tuples) {
-            payloads.push_back(held.emplace_back(codes, scales, codec, block, size).payload);
-        }
-    }
-
-    std::vector<HeldPayload> held;
+std::vector<Payload> payloads_at(const std::vector<PayloadTuple>& tuples) {
     std::vector<Payload> payloads;
-};
+    payloads.reserve(tuples.size());
+    for (const PayloadTuple& fields : tuples) payloads.push_back(payload_at(fields));
+    return payloads;
+}
+
+void decode_payload(const PayloadTuple& fields, const py::object& out, int num_threads) {
+    const Payload payload = payload_at(fields);
+    const py::buffer_info out_info = contiguous(out, "decode: out", "f", true);
+    const py::gil_scoped_release released;
+    decode(payload, span_of<float>(out_info), num_threads);
+}
 
 // `stats`: None, or float64 [K, 2], which receives each client's squared norm and dot product with the mean.
-void aggregate_buffers(const std::vector<PayloadTuple>& tuples, const std::vector<float>& weights,
-                       const py::object& out, const py::object& stats, int num_threads) {
-    const HeldPayloads held(tuples);
+void aggregate_payloads(const std::vector<PayloadTuple>& tuples, const std::vector<float>& weights,
+                        const py::object& out, const py::object& stats, int num_threads) {
+    const std::vector<Payload> payloads = payloads_at(tuples);
     const py::buffer_info out_info = contiguous(out, "aggregate: out", "f", true);
     if (stats.is_none()) {
         const py::gil_scoped_release released;
-        aggregate(held.payloads, weights, span_of<float>(out_info), num_threads);
+        aggregate(payloads, weights, span_of<float>(out_info), num_threads);
         return;
     }
     const py::buffer_info stats_info = contiguous(stats, "stats", "d", true);
@@ -104,45 +96,44 @@ void aggregate_buffers(const std::vector<PayloadTuple>& tuples, const std::vecto
     const std::span<ClientStats> client_stats(static_cast<ClientStats*>(stats_info.ptr),
                                               static_cast<std::size_t>(stats_info.size) / 2);
     const py::gil_scoped_release released;
-    aggregate_with_stats(held.payloads, weights, span_of<float>(out_info), client_stats, num_threads);
+    aggregate_with_stats(payloads, weights, span_of<float>(out_info), client_stats, num_threads);
 }
 
-void check_buffers(const py::object& codes, const py::object& scales, const std::string& codec,
-                   std::size_t block, std::size_t size, int num_threads) {
-    const HeldPayload held(codes, scales, codec, block, size);
+void check_payload(const PayloadTuple& fields, int num_threads) {
+    const Payload payload = payload_at(fields);
     const py::gil_scoped_release released;
-    check(held.payload, num_threads);
+    check(payload, num_threads);
 }
 
-void trimmed_mean_buffers(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
-                          int num_threads) {
-    const HeldPayloads held(tuples);
+void trimmed_mean_payloads(const std::vector<PayloadTuple>& tuples, std::size_t trim, const py::object& out,
+                           int num_threads) {
+    const std::vector<Payload> payloads = payloads_at(tuples);
     const py::buffer_info out_info = contiguous(out, "trimmed_mean: out", "f", true);
     const py::gil_scoped_release released;
-    trimmed_mean(held.payloads, trim, span_of<float>(out_info), num_threads);
+    trimmed_mean(payloads, trim, span_of<float>(out_info), num_threads);
 }
 
 // `others`: None, or the payloads of the columns. `out`: float64, a row a payload.
-void gram_buffers(const std::vector<PayloadTuple>& tuples,
-                  const std::optional<std::vector<PayloadTuple>>& other_tuples, const py::object& out,
-                  int num_threads) {
-    const HeldPayloads held(tuples);
+void gram_payloads(const std::vector<PayloadTuple>& tuples,
+                   const std::optional<std::vector<PayloadTuple>>& other_tuples, const py::object& out,
+                   int num_threads) {
+    const std::vector<Payload> payloads = payloads_at(tuples);
     const py::buffer_info out_info = contiguous(out, "gram: out", "d", true);
     if (!other_tuples) {
         const py::gil_scoped_release released;
-        gram(held.payloads, span_of<double>(out_info), num_threads);
+        gram(payloads, span_of<double>(out_info), num_threads);
         return;
     }
-    const HeldPayloads others(*other_tuples);
+    const std::vector<Payload> others = payloads_at(*other_tuples);
     const py::gil_scoped_release released;
-    gram(held.payloads, others.payloads, span_of<double>(out_info), num_threads);
+    gram(payloads, others, span_of<double>(out_info), num_threads);
 }
 
-std::vector<double> norms_of_buffers(const std::vector<PayloadTuple>& tuples, int num_threads) {
-    const HeldPayloads held(tuples);
+std::vector<double> norms_of_payloads(const std::vector<PayloadTuple>& tuples, int num_threads) {
+    const std::vector<Payload> payloads = payloads_at(tuples);
     std::vector<double> result(tuples.size());
     const py::gil_scoped_release released;
-    norms(held.payloads, result, num_threads);
+    norms(payloads, result, num_threads);
     return result;
 }
 
@@ -186,28 +177,27 @@ void prefer_large_pages(const py::object& memory) {
 PYBIND11_MODULE(_C, module) {
     using namespace fgrpo;
     module.doc() =
-        "The delta codec in C++. Use fgrpo_kernels.codec, which takes tensors; here everything is a buffer.";
+        "The delta codec in C++. Use fgrpo_kernels.codec, which takes tensors; here everything is a buffer "
+        "or an address.";
     module.def("encode", &encode_buffers, py::arg("new"), py::arg("base").none(true),
                py::arg("residual").none(true), py::arg("codec"), py::arg("block"), py::arg("rounding"),
                py::arg("seed"), py::arg("scale"), py::arg("codes"), py::arg("scales"),
                py::arg("num_threads"));
-    module.def("decode", &decode_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
-               py::arg("block"), py::arg("size"), py::arg("out"), py::arg("num_threads"));
-    module.def("aggregate", &aggregate_buffers, py::arg("payloads"), py::arg("weights"), py::arg("out"),
+    module.def("decode", &decode_payload, py::arg("payload"), py::arg("out"), py::arg("num_threads"));
+    module.def("aggregate", &aggregate_payloads, py::arg("payloads"), py::arg("weights"), py::arg("out"),
                py::arg("stats").none(true), py::arg("num_threads"));
-    module.def("check", &check_buffers, py::arg("codes"), py::arg("scales"), py::arg("codec"),
-               py::arg("block"), py::arg("size"), py::arg("num_threads"));
+    module.def("check", &check_payload, py::arg("payload"), py::arg("num_threads"));
     module.def("code_bytes", [](const std::string& codec, std::size_t block, std::size_t size) {
         return code_bytes(format_of(codec, block), size);
     });
     module.def("scale_count", [](const std::string& codec, std::size_t block, std::size_t size) {
         return scale_count(format_of(codec, block), size);
     });
-    module.def("trimmed_mean", &trimmed_mean_buffers, py::arg("payloads"), py::arg("trim"), py::arg("out"),
+    module.def("trimmed_mean", &trimmed_mean_payloads, py::arg("payloads"), py::arg("trim"), py::arg("out"),
                py::arg("num_threads"));
-    module.def("gram", &gram_buffers, py::arg("payloads"), py::arg("others").none(true), py::arg("out"),
+    module.def("gram", &gram_payloads, py::arg("payloads"), py::arg("others").none(true), py::arg("out"),
                py::arg("num_threads"));
-    module.def("norms", &norms_of_buffers, py::arg("payloads"), py::arg("num_threads"));
+    module.def("norms", &norms_of_payloads, py::arg("payloads"), py::arg("num_threads"));
     module.def("update_bound", &update_bound);
     module.def("encode_update", &encode_update_buffers, py::arg("new"), py::arg("base"), py::arg("out"),
                py::arg("num_threads"));

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec import Encoded, aggregate, payload_fields
+from fgrpo_kernels.codec import Encoded, aggregate
 from fgrpo_kernels.codec.buffers import buffer_of, output_tensor, require_int, thread_count
+from fgrpo_kernels.codec.payloads import fields_of_all
 
 __all__ = ["MOST_SORTED", "ClippedMean", "clipped_mean", "median", "norms", "trimmed_mean"]
 
@@ -51,8 +52,8 @@ def norms(encodeds: Sequence[Encoded], *, num_threads: int | None = None) -> tup
         >>> norms([encode(torch.tensor([3.0, 4.0]), codec="bf16")])
         (5.0,)
     """
-    payloads = [payload_fields(f"norms: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    return tuple(_C.norms(payloads, thread_count("norms", num_threads)))
+    held = list(encodeds)
+    return tuple(_C.norms(fields_of_all("norms: payload", held), thread_count("norms", num_threads)))
 
 
 def clipped_mean(
@@ -110,8 +111,9 @@ def trimmed_mean(
     """
     if require_int("trimmed_mean: trim", trim) < 0:
         raise ValueError(f"trimmed_mean: trim must not be negative, got {trim}")
-    payloads = [payload_fields(f"trimmed_mean: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    out = output_tensor("trimmed_mean", out, encodeds[0].size if payloads else 0)
+    held = list(encodeds)
+    payloads = fields_of_all("trimmed_mean: payload", held)
+    out = output_tensor("trimmed_mean", out, held[0].size if held else 0)
     _C.trimmed_mean(payloads, trim, buffer_of(out), thread_count("trimmed_mean", num_threads))
     return out
 

@@ -33,7 +33,15 @@ from fgrpo_kernels.codec.buffers import (
     require_writable,
     thread_count,
 )
-from fgrpo_kernels.codec.payloads import CODECS, Codec, Encoded, payload_fields, require_encoded, require_format
+from fgrpo_kernels.codec.payloads import (
+    CODECS,
+    Codec,
+    Encoded,
+    fields_of_all,
+    payload_fields,
+    require_encoded,
+    require_format,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +164,7 @@ def decode(encoded: Encoded, out: Tensor | None = None, *, num_threads: int | No
         _kernels().decode(encoded.codes, encoded.scales, encoded.codec, encoded.block, out)
         return out
     fields = payload_fields("decode: the payload", encoded)
-    _C.decode(*fields, buffer_of(out), thread_count("decode", num_threads))
+    _C.decode(fields, buffer_of(out), thread_count("decode", num_threads))
     return out
 
 
@@ -214,11 +222,12 @@ def _aggregate(
     stats: Tensor | None,
     num_threads: int | None,
 ) -> Tensor:
-    if len(encodeds) == 0:
+    held = list(encodeds)
+    if not held:
         raise ValueError("aggregate: no payloads; did every client fail?")
     weight_list = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
-    payloads = [payload_fields(f"aggregate: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    out = output_tensor("aggregate", out, encodeds[0].size)
+    payloads = fields_of_all("aggregate: payload", held)
+    out = output_tensor("aggregate", out, held[0].size)
     stats_view = None if stats is None else buffer_of(stats)
     _C.aggregate(payloads, weight_list, buffer_of(out), stats_view, thread_count("aggregate", num_threads))
     return out
@@ -241,10 +250,9 @@ def gram(
         tensor([[1., 1.],
                 [1., 5.]], dtype=torch.float64)
     """
-    payloads = [payload_fields(f"gram: payload {k}", encoded) for k, encoded in enumerate(encodeds)]
-    columns = None
-    if others is not None:
-        columns = [payload_fields(f"gram: other {m}", encoded) for m, encoded in enumerate(others)]
+    held, held_others = list(encodeds), None if others is None else list(others)
+    payloads = fields_of_all("gram: payload", held)
+    columns = None if held_others is None else fields_of_all("gram: other", held_others)
     products = torch.empty(len(payloads), len(payloads if columns is None else columns), dtype=torch.float64)
     _C.gram(payloads, columns, buffer_of(products), thread_count("gram", num_threads))
     return products
@@ -259,7 +267,7 @@ def check_codes(encoded: Encoded, *, num_threads: int | None = None) -> None:
     Example:
         >>> check_codes(encode(torch.ones(100)))
     """
-    _C.check(*payload_fields("check_codes: the payload", encoded), thread_count("check_codes", num_threads))
+    _C.check(payload_fields("check_codes: the payload", encoded), thread_count("check_codes", num_threads))
 
 
 def _on_gpu(tensor: Tensor) -> bool:

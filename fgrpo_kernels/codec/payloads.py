@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec.buffers import buffer_of, require_flat, require_int
+from fgrpo_kernels.codec.buffers import require_flat, require_int
 
 Codec = Literal["int8", "int4", "int2", "bf16", "none"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
@@ -77,11 +77,22 @@ class Encoded:
         return self.codes.numel() + 2 * self.scales.numel()
 
 
-def payload_fields(where: str, encoded: Encoded) -> tuple[Any, Any, str, int, int]:
+Fields = tuple[int, int, int, int, str, int, int]
+
+
+def payload_fields(where: str, encoded: Encoded) -> Fields:
+    """Address and bytes of its codes and of its scales, codec, block and size: what C++ reads while it is held."""
     require_encoded(where, encoded)
-    if not encoded.codes.is_cpu:
+    codes, scales = encoded.codes, encoded.scales
+    if not codes.is_cpu:
         raise TypeError(f"{where} must be on the CPU, got {encoded.device}; call .cpu() first")
-    return buffer_of(encoded.codes), buffer_of(encoded.scales), encoded.codec, encoded.block, encoded.size
+    places = (codes.data_ptr(), codes.nbytes, scales.data_ptr(), scales.nbytes)
+    return (*places, encoded.codec, encoded.block, encoded.size)
+
+
+def fields_of_all(kind: str, encodeds: list[Encoded]) -> list[Fields]:
+    """`payload_fields` of each. A list, so that payloads which a sequence makes as they are asked for are held."""
+    return [payload_fields(f"{kind} {k}", encoded) for k, encoded in enumerate(encodeds)]
 
 
 def require_encoded(where: str, encoded: object) -> None:

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
 import pytest
 import specification
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, decode, encode
+from fgrpo_kernels.codec import Encoded, aggregate, aggregate_with_stats, decode, encode, gram
+from fgrpo_kernels.robust import norms, trimmed_mean
 
 SIZE = 2500
 
@@ -43,6 +45,38 @@ def test_any_order_gives_the_same_bits(order: list[int], threads: int) -> None:
     assert total.numpy().tobytes() == expected.numpy().tobytes()
     assert torch.equal(permuted.squared_norms, stats.squared_norms[list(order)])
     assert torch.equal(permuted.dots_with_mean, stats.dots_with_mean[list(order)])
+
+
+class FromBytes(Sequence[Encoded]):
+    """Payloads that are made anew whenever they are asked for, as from files."""
+
+    def __len__(self) -> int:
+        return len(PAYLOADS)
+
+    def __getitem__(self, k: int) -> Encoded:  # type: ignore[override]
+        payload = PAYLOADS[k]
+        return Encoded(payload.codes.clone(), payload.scales.clone(), payload.codec, payload.block, payload.size)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda payloads: aggregate(payloads, WEIGHTS),
+        lambda payloads: gram(payloads, payloads),
+        lambda payloads: torch.tensor(norms(payloads)),
+        lambda payloads: trimmed_mean(payloads, 2),
+    ],
+    ids=["aggregate", "gram", "norms", "trimmed_mean"],
+)
+def test_payloads_may_be_made_as_they_are_asked_for(of: Callable[[Sequence[Encoded]], torch.Tensor]) -> None:
+    assert torch.equal(of(FromBytes()), of(PAYLOADS))
+
+
+def test_payloads_cut_after_they_were_made_are_refused() -> None:
+    payload = encode(torch.ones(SIZE), codec="int8")
+    payload.codes.resize_(64)
+    with pytest.raises(ValueError, match="aggregate: payload 1: 2500 values need 2560 bytes of codes"):
+        aggregate([PAYLOADS[0], payload], [0.5, 0.5])
 
 
 def with_last_code(encoded: Encoded, code: int) -> Encoded:
