@@ -15,10 +15,11 @@ from pathlib import Path
 
 from fgrpo.config import PACKAGED_MODELS, Config
 from fgrpo.errors import ConfigError
+from fgrpo.paths import leads_somewhere
 from fgrpo.settings import tasks_by_key
 
 _PATIENCE = 3.0  # seconds
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -29,9 +30,15 @@ def hub_or_disk(config: Config) -> Iterator[None]:
     Nothing is asked where everything is on the disk, or where HF_HUB_OFFLINE says what to do.
 
     Raises:
-        ConfigError: the hub does not answer, and a model or dataset was never fetched.
+        ConfigError: a name is a path, and nothing is there; or the hub does not answer, and a model or dataset was
+            never fetched.
     """
-    needed = _of_the_hub(config)
+    needed = _elsewhere(config)
+    for key, name, _ in needed:
+        if name.endswith(_FILES) or not _HUB_ID.fullmatch(name):
+            raise ConfigError(
+                f"{key}: there is no '{name}', neither from the configuration's folder nor from the working folder"
+            )
     if not needed or "HF_HUB_OFFLINE" in os.environ or _answers(_endpoint()):
         yield
         return
@@ -42,8 +49,8 @@ def hub_or_disk(config: Config) -> Iterator[None]:
         yield
 
 
-def _of_the_hub(config: Config) -> list[tuple[str, str, str]]:
-    """Return (key, name, kind) of each model and dataset that is not on the disk under its name."""
+def _elsewhere(config: Config) -> list[tuple[str, str, str]]:
+    """Return (key, name, kind) of each model and dataset that is not on the disk under its name, and has no address."""
     named = [
         (f"{key}: {field}", name, "datasets")
         for key, tasks in tasks_by_key(config)
@@ -56,7 +63,7 @@ def _of_the_hub(config: Config) -> list[tuple[str, str, str]]:
     return [
         (key, name, kind)
         for key, name, kind in dict.fromkeys(named)
-        if _HUB_ID.fullmatch(name) and not name.endswith(_FILES) and not Path(name).exists()
+        if "://" not in name and not leads_somewhere(Path(name))
     ]
 
 

@@ -22,14 +22,14 @@ def found_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the keys of a configuration in `folder` with every path that leads somewhere from there as it is here."""
     if folder.resolve() == Path.cwd().resolve():
         return keys
-    return _changed(keys, Config, lambda path: _from_here(folder / path) if _leads_somewhere(folder / path) else path)
+    return _changed(keys, Config, lambda path: _from_here(folder / path) if leads_somewhere(folder / path) else path)
 
 
 def seen_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the keys of a configuration with every relative path that leads somewhere as it is from `folder`."""
 
     def seen(path: str) -> str:
-        if Path(path).is_absolute() or not _leads_somewhere(Path(path)):
+        if Path(path).is_absolute() or not leads_somewhere(Path(path)):
             return path
         return os.path.relpath(_whole(Path(path)), folder.resolve())
 
@@ -45,6 +45,11 @@ def check_free(path: str | Path) -> None:
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"output_dir: {path} is there, and is no empty folder; name another")
+
+
+def leads_somewhere(path: Path) -> bool:
+    """Whether it is there, or is a pattern of files that are."""
+    return path.exists() or bool(glob.glob(str(path)))
 
 
 def _changed(value: Any, kind: Any, change: Callable[[str], str]) -> Any:
@@ -63,11 +68,6 @@ def _changed(value: Any, kind: Any, change: Callable[[str], str]) -> Any:
 
 def _may_be_a_path(key: str, value: Any) -> bool:
     return isinstance(value, str) and value != "" and not (key == "model" and value in PACKAGED_MODELS)
-
-
-def _leads_somewhere(path: Path) -> bool:
-    """Whether it is there, or is a pattern of files that are."""
-    return path.exists() or bool(glob.glob(str(path)))
 
 
 def _from_here(path: Path) -> str:

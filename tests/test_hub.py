@@ -51,6 +51,15 @@ def test_what_was_never_fetched_is_an_error(cache, closed, config, words):
     assert str(caught.value).startswith(f"{words} is not on this disk, and http://127.0.0.1:1 cannot be reached")
 
 
+@pytest.mark.parametrize("name", ["gone.jsonl", "data/gone.csv", "./gone", "/gone/model", "a/b/gone", "data/*.parquet"])
+def test_a_path_that_leads_nowhere_is_an_error_at_once(cache, silent, name):
+    clients = {"a": ClientConfig([TaskConfig(dataset=name)])}
+    for config, key in ((Config(model=name), "model"), (Config(clients=clients), "clients.a.tasks: dataset")):
+        with pytest.raises(ConfigError) as caught, hub_or_disk(config):
+            pass
+        assert str(caught.value).startswith(f"{key}: there is no '{name}'")
+
+
 def test_a_hub_that_says_nothing_is_not_waited_for(cache, silent):
     began = time.monotonic()
     with pytest.raises(ConfigError), hub_or_disk(CASES[0][0]):
@@ -81,7 +90,9 @@ def test_a_hub_that_answers_is_asked(cache, monkeypatch):
 def test_nobody_asks_for_what_is_on_the_disk(cache, closed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
-    tasks = [TaskConfig(reasoning_gym="gcd"), TaskConfig(dataset="gone.csv"), TaskConfig(dataset="https://a.b/c.csv")]
-    for model in ("tiny", "own", str(tmp_path / "gone")):
+    (tmp_path / "rows.csv").touch()
+    datasets = ("rows.csv", "*.csv", "https://a.b/c.csv")
+    tasks = [TaskConfig(reasoning_gym="gcd"), *(TaskConfig(dataset=name) for name in datasets)]
+    for model in ("tiny", "own", str(tmp_path / "own")):
         with hub_or_disk(Config(model=model, clients={"a": ClientConfig(tasks)})):
             assert "HF_HUB_OFFLINE" not in os.environ
