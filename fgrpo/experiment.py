@@ -14,6 +14,7 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
+from fgrpo.lock import held
 from fgrpo.paths import check_free, make_rewards_importable
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
@@ -36,7 +37,8 @@ def train(config: Config, observe: MakeObserver, start: OpenEngine = open_engine
     config = _decided(config)
     with start(config) as engine:
         folder = RunFolder.create(path, _kept_yaml(config, path))
-        return _play(folder.initial(engine.initial_parameters()), engine, config, folder, observe)
+        with held(folder.path):
+            return _play(folder.initial(engine.initial_parameters()), engine, config, folder, observe)
 
 
 def resume(path: Path, overrides: Sequence[str], observe: MakeObserver, start: OpenEngine = open_engine) -> RunFolder:
@@ -45,7 +47,7 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver, start: O
     config, changes = changed(folder, overrides)
     check_rounds_left(folder, config.rounds, changes)
     config = _decided(config)
-    with _interruptible(folder), start(config) as engine:
+    with _interruptible(folder), held(folder.path), start(config) as engine:
         _check_data(engine, folder)
         state = folder.load() if folder.rounds() else folder.initial(engine.initial_parameters())
         _check_fits(state, engine, folder)

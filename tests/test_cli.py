@@ -12,6 +12,7 @@ import torch
 
 import fgrpo
 from fgrpo.cli import main
+from fgrpo.lock import held
 from fgrpo.records import Report
 from fgrpo.run_folder import RunFolder
 
@@ -150,6 +151,9 @@ def test_resume_says_what_changes_and_keeps_it(finished, capsys):
     ):
         assert main(["resume", path, *asked]) == 1
         assert words in capsys.readouterr().err
+    with held(finished[0]):  # as by a process that is at work on it
+        assert main(["resume", path, f"--rounds={done + 1}"]) == 1
+    assert "another process is at work in it" in capsys.readouterr().err
     assert RunFolder.open(finished[0]).config_file.read_text() == kept
     assert main(["resume", path, f"--rounds={done + 1}", "--train.lr=2e-3", "--engine.workers=0"]) == 0
     assert f"from round {done + 1} on: train.lr 0.001 -> 0.002, rounds " in capsys.readouterr().out

@@ -36,6 +36,13 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
+def duration(seconds: float) -> str:
+    """Return how long something took or will take, roughly: in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def byte_size(count: float) -> str:
     """Return a number of bytes with three digits and a decimal prefix (1 kB is 1000 bytes)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fgrpo.errors import RunError
 from fgrpo.show.pages import write_page
 from fgrpo.show.tables import TextTable
+from fgrpo.show.text import duration
 from fgrpo.study import tables
 from fgrpo.study.agenda import Find
 from fgrpo.study.comparison import Runs, rows, runs
@@ -75,8 +76,7 @@ def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -
         for cell in (*run.pair.tuning(), *(run.pair.reported(run.choice.value, study.seeds) if run.choice else ()))
     ]
     finished = [result for cell in planned if (result := find(cell)) is not None]
-    hours = sum(result.seconds for result in finished) / 3600
-    details = [f"{hours:.1f} hours of rounds"]
+    details = [f"{duration(sum(result.seconds for result in finished))} of rounds"]
     details += [f"{len(planned) - len(finished)} missing"] if len(planned) > len(finished) else []
     details += [f"{failed} failed"] if failed else []
     return [

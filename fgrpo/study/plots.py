@@ -99,7 +99,8 @@ def _curves(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: The
         mean = _mean_curve(run)
         axes.plot(list(mean), list(mean.values()), linewidth=1.6, label=_short(name, 26), **looks[name])
         if reference is not None and run is not reference and (band := _band(run, reference)):
-            rounds, low, high = zip(*band, strict=True)
+            rounds, *bounds = zip(*band, strict=True)
+            low, high = ([min(max(bound, 0.0), 1.0) for bound in side] for side in bounds)  # no accuracy is beyond
             axes.fill_between(rounds, low, high, color=looks[name]["color"], alpha=0.13, linewidth=0)
             banded = True
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

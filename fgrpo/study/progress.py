@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fgrpo.show.text import printable
+from fgrpo.show.text import duration, printable
 from fgrpo.study.agenda import Agenda
 from fgrpo.study.plan import Cell
 
@@ -68,7 +68,7 @@ class StudyProgress:
         if reason is not None:
             self._print(Text(printable(f"{head}: failed: {reason}", self._console.encoding), style="yellow"))
             return
-        line = f"{head}  {self._told(cell)}  {_duration(took)}  {self._left_text()}"
+        line = f"{head}  {self._told(cell)}  {duration(took)}  {self._left_text()}"
         self._print(Text(printable(line, self._console.encoding)))
 
     def left(self) -> float | None:
@@ -82,7 +82,7 @@ class StudyProgress:
 
     def _left_text(self) -> str:
         left = self.left()
-        return "" if left is None else f"about {_duration(left)} left"
+        return "" if left is None else f"about {duration(left)} left"
 
     def _print(self, what: Text) -> None:
         self._console.print(what, soft_wrap=True, highlight=False)
@@ -93,15 +93,9 @@ class StudyProgress:
         head.add_row(
             Text(f"{self._ended} of {total} cells", style="bold"),
             ProgressBar(max(1, total), self._ended, width=28),
-            Text(f"{_duration(self._clock() - self._start)} elapsed"),
+            Text(f"{duration(self._clock() - self._start)} elapsed"),
             Text(self._left_text(), style="cyan"),
         )
         at_work = list(self._begun)
         now = [f"{cell.name}: {self._turns.get(cell, 0)} of {cell.work} turns" for cell in at_work]
         return Group(head, *(Text(printable(line, self._console.encoding), style="dim") for line in now))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fgrpo.errors import FgrpoError, RunError
 from fgrpo.hub import hub_or_disk
+from fgrpo.lock import held
 from fgrpo.study.agenda import Agenda, Find
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, pairs
@@ -85,7 +86,8 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
     agenda = Agenda(study, planned, find)
     if play:
         _make_folder(study)
-        _play(study, agenda, find, jobs)
+        with held(root):
+            _play(study, agenda, find, jobs)
     from fgrpo.study.page import write_report  # here, as it brings matplotlib, and the first line should come at once
 
     return write_report(study, planned, find, agenda.failures)
