@@ -13,9 +13,10 @@ from fgrpo.config import Config
 from fgrpo.engines.base import Engine, Observer
 from fgrpo.errors import RunError
 from fgrpo.participation import participants
-from fgrpo.records import Accepted, Evaluation, Failure, Record, RoundSummary, ServerState
+from fgrpo.records import GLOBAL, Accepted, Evaluation, Failure, Record, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.server.aggregation import make_rule
+from fgrpo.server.aggregation.gain import Trials
 from fgrpo.server.combine import combine
 from fgrpo.server.geometry import Geometry
 from fgrpo.server.history import compares_deltas, learn
@@ -23,6 +24,7 @@ from fgrpo.server.limits import Limits
 from fgrpo.server.privacy import epsilon, spent_in_round
 from fgrpo.server.step import server_step
 from fgrpo.server.step_size import make_step_size
+from fgrpo.server.trials import sort_trials
 from fgrpo.server.validation import sort_replies
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import fingerprint
@@ -42,7 +44,13 @@ def play_round(
     with stopwatch("validate"):
         limits = None if engine.downlink_bytes is None else Limits.of(config, engine.manifest.size)
         base = fingerprint(state.params_P)
-        accepted, quarantined = sort_replies(replies, asked, number, engine.manifest, base, limits)
+        heldout = config.aggregation.gain == "heldout"
+        accepted, quarantined = sort_replies(replies, asked, number, engine.manifest, base, limits, heldout)
+    trials = None
+    if config.aggregation.gain == "server" and accepted:
+        with stopwatch("trial"):
+            trials, accepted, failed = _tried(accepted, engine, state)
+            quarantined |= failed
     if not accepted:
         return _lost_round(state, len(asked) < len(engine.clients), quarantined, engine, config, stopwatch)
     with stopwatch("aggregate"):
@@ -50,10 +58,11 @@ def play_round(
         clients = [report.client for report in reports]
         deltas = dict(zip(clients, (reply.delta for reply in accepted), strict=True))
         geometry = Geometry(deltas, state.last_deltas)
-        weights = dict(zip(clients, make_rule(config.aggregation)(reports, state.history, geometry), strict=True))
+        rule = make_rule(config.aggregation, trials)
+        weights = dict(zip(clients, rule(reports, state.history, geometry), strict=True))
         combined = combine(deltas, weights, config.aggregation)
         step_size = make_step_size(config.server)(geometry, combined.weights, state.step)
-        learned = learn(state, reports, combined.weights, geometry, config)
+        learned = learn(state, reports, combined.weights, geometry, config, trials)
     with stopwatch("server_step"):
         params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server, step_size)
 
@@ -88,6 +97,16 @@ def play_round(
         epsilon=None if privacy is None else epsilon(spent, privacy.delta),
     )
     return new_state, summary, accepted
+
+
+def _tried(
+    accepted: Sequence[Accepted], engine: Engine, state: ServerState
+) -> tuple[Trials, list[Accepted], dict[str, str]]:
+    """Have every reply's delta tried out on the server's public prompts, see `sort_trials`."""
+    payloads: dict[str, bytes | None] = {reply.report.client: reply.payload for reply in accepted}
+    results = list(engine.try_out(state, {GLOBAL: None, **payloads}))
+    _log_failures(results, state.round + 1)
+    return sort_trials(results, accepted)
 
 
 def _lost_round(

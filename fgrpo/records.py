@@ -107,6 +107,20 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A mean over completions, and what tells how certain it is.
+
+    Attributes:
+        std: of single values.
+        count: of the completions.
+    """
+
+    mean: float
+    std: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a client tells about its local training; aggregation rules see nothing else.
 
@@ -124,6 +138,8 @@ class Report:
         reward_failure: the first such failure in one line, or an empty text.
         informative: completions in prompt groups whose rewards were not all equal: those that taught something.
         groups: prompt groups drawn.
+        heldout: the trained model's score on held-out prompts, greedy decoding, before the client's reward scale; None
+            unless gains are measured on that.
     """
 
     client: str
@@ -142,6 +158,7 @@ class Report:
     reward_failure: str = ""
     informative: int = 0
     groups: int = 0
+    heldout: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +200,9 @@ class ClientHistory:
     """A client's personalised baseline, kept by the server.
 
     Attributes:
-        baseline: exponential moving average of the client's mean reward.
-        deviation: exponential moving average of its rewards' standard deviation.
+        baseline: exponential moving average of the client's mean reward, or of its held-out score where gains are
+            measured on that.
+        deviation: exponential moving average of the standard deviation of the same.
         rounds: accepted replies so far.
         gain: exponential moving average of its relative gains.
         agreement: exponential moving average of the cosine of its delta with its own last one; None while no rule has
@@ -235,7 +253,10 @@ class ClientData:
     round: int = 0
 
 
-TEST_SET = "test set"  # what the run's own test set is called where clients are named; none of theirs has a space
+# What the run's own prompts are called where clients are named; none of theirs has a space.
+TEST_SET, PUBLIC = "test set", "public prompts"
+OF_THE_RUN = (TEST_SET, PUBLIC)
+GLOBAL = "global model"  # that without anybody's delta, where models are named by whose delta they have on top
 
 
 @dataclass(frozen=True)
@@ -273,6 +294,18 @@ class Evaluation:
     accuracy: float
     score: float
     samples: Sequence[Sample] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The server's own score of a model on the run's public prompts, greedy decoding.
+
+    Attributes:
+        client: whose delta is on top of the global model; `GLOBAL` for nobody's.
+    """
+
+    client: str
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -355,6 +388,8 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(line: Mapping[str, Any]) -> Record:
     """Return the record that a line of `metrics.jsonl` holds."""
     fields = dict(line)
+    if isinstance(fields.get("heldout"), dict):
+        fields["heldout"] = Score(**fields["heldout"])
     if "samples" in fields:
         fields["samples"] = tuple(Sample(**sample) for sample in fields["samples"])
     record: Record = _TYPES[fields.pop("type")](**fields)

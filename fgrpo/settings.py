@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fgrpo import yaml_text
-from fgrpo.config import Config, FaultConfig, RolloutConfig, TaskConfig
+from fgrpo.config import AggregationConfig, Config, FaultConfig, RolloutConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.participation import clients_per_round
@@ -155,6 +155,7 @@ def check(config: Config) -> None:
     if config.quantization and config.gguf_file:
         raise ConfigError(f"quantization: {config.quantization} does not go with gguf_file, which is read unquantised")
     _check_budget(config.rollout)
+    _check_gain(config.aggregation)
     if config.engine.stacked and config.lora is None:
         raise ConfigError("engine.stacked: only LoRA adapters can be stacked; set lora, as in --lora.rank 8")
     if config.engine.stacked and config.engine.workers:
@@ -187,6 +188,16 @@ def _check_budget(rollout: RolloutConfig) -> None:
         )
 
 
+def _check_gain(aggregation: AggregationConfig) -> None:
+    """Raise ConfigError for public prompts that are missing, or that nobody would be asked."""
+    if aggregation.gain == "server" and not aggregation.gain_tasks:
+        raise ConfigError("aggregation.gain: the server scores replies on aggregation.gain_tasks, and there are none")
+    if aggregation.gain != "server" and aggregation.gain_tasks:
+        raise ConfigError(
+            f"aggregation.gain_tasks: only aggregation.gain server reads them, got gain {aggregation.gain}"
+        )
+
+
 def _check_fault(name: str, fault: FaultConfig | None) -> None:
     """Raise ConfigError for a fault that is none, or that no number can be computed with."""
     if fault is None:
@@ -204,6 +215,7 @@ def tasks_by_key(config: Config) -> Iterator[tuple[str, list[TaskConfig]]]:
     if config.partition is not None:
         yield "partition.task", [config.partition.task]
     yield "evaluation.tasks", config.evaluation.tasks
+    yield "aggregation.gain_tasks", config.aggregation.gain_tasks
 
 
 def _check_privacy(config: Config) -> None:
@@ -215,6 +227,8 @@ def _check_privacy(config: Config) -> None:
             f"privacy: aggregation.rule {config.aggregation.rule} sets no bound to a client's weight; "
             f"use {' or '.join(_CAPPED)}"
         )
+    if config.aggregation.gain == "server":
+        raise ConfigError("privacy: aggregation.gain server follows from single deltas; use reward or heldout")
     if config.aggregation.robust != "none":
         raise ConfigError(f"privacy: aggregation.robust {config.aggregation.robust} is no weighted mean; use none")
     if config.server.step not in _BLIND:
@@ -283,6 +297,7 @@ _RANGES = [
     ("aggregation.floor", (lambda floor: 0 <= floor <= 1), "from 0 to 1"),
     ("aggregation.decay", *_from_0_below_1()),
     ("aggregation.smoothing", *_from_0_below_1()),
+    ("aggregation.gain_prompts", *_at_least(1)),
     ("aggregation.max_norm", *_above_0()),
     ("aggregation.trim", *_at_least(1)),
     ("server.lr", *_above_0()),

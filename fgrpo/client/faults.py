@@ -26,7 +26,10 @@ def with_fault(report: Report, trained: Callable[[], Tensor], params_P: Tensor, 
         return report, trained
     factor, std = owner.fault.inflate_reward, owner.fault.noise
     if factor is not None:
-        report = replace(report, reward_mean=report.reward_mean * float(factor) ** report.round)
+        inflation, heldout = float(factor) ** report.round, report.heldout
+        if heldout is not None:
+            heldout = replace(heldout, mean=heldout.mean * inflation)
+        report = replace(report, reward_mean=report.reward_mean * inflation, heldout=heldout)
     if std is None:
         return report, trained
     generator = torch.Generator().manual_seed(derive_seed(config.seed, report.client, "noise", report.round))

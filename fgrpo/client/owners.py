@@ -9,7 +9,7 @@ from functools import lru_cache
 from fgrpo.client.owner import Client
 from fgrpo.client.sources import OfPartition, OfTasks, Source
 from fgrpo.client.stock import client_data
-from fgrpo.client.test_set import run_test_set
+from fgrpo.client.test_set import described, of_the_run
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError, FgrpoError
 from fgrpo.participation import evaluated, round_size
@@ -27,8 +27,8 @@ class Owners(Mapping[str, Client]):
 
     Attributes:
         taking_part: the clients that have something to train on.
-        evaluated: those among them that hold prompts out, and `TEST_SET`, where the run has a test set of its own. No
-            client trains on a prompt that anybody is evaluated on.
+        evaluated: those among them whose held-out prompts the model is evaluated on, and `TEST_SET`, where the run has
+            a test set of its own. No client trains on a prompt that anybody holds out, or that is public.
     """
 
     def __init__(self, config: Config) -> None:
@@ -36,22 +36,24 @@ class Owners(Mapping[str, Client]):
             raise ConfigError("the configuration needs either clients: or partition:, exactly one of them")
         self._source: Source = OfTasks(config) if config.partition is None else OfPartition(config.partition, config)
         round_size(len(self), config.participation)  # now that there is no doubt of how many there are
-        holding_out = evaluated(self._source.names, config)
+        sampled = frozenset(evaluated(self._source.names, config))
+        heldout = config.aggregation.gain == "heldout"  # then every client's gain is measured on what it holds out
+        holding_out = [name for name in self._source.names if heldout or name in sampled]
         self._holding_out = frozenset(holding_out)
         self._made = lru_cache(maxsize=_STAY_BUILT)(self._make)
         self._built = lru_cache(maxsize=_STAY_BUILT)(self._build)
         self._held_out: set[str | Chat] = set()
-        self._test_set = run_test_set(config)
-        if self._test_set is not None:
-            self._held_out.update(question.example.prompt for question in self._test_set.held_out())
+        self._of_the_run = of_the_run(config)
+        for own in self._of_the_run.values():
+            self._held_out.update(question.example.prompt for question in own.held_out())
         # How many prompts a client holds out, for each of its tasks.
         self._numbers_held_out = {name: self._hold_out(name) for name in holding_out}
         self.taking_part = [name for name in self if self._can_train(name)]
         if not self.taking_part:
             raise ConfigError(f"no client has anything to train on: {self.describe()[0].notes[0]}")
         round_size(len(self.taking_part), config.participation)
-        self.evaluated = [name for name in self.taking_part if name in self._holding_out]
-        if self._test_set is not None:
+        self.evaluated = [name for name in self.taking_part if name in sampled]
+        if TEST_SET in self._of_the_run:
             self.evaluated.append(TEST_SET)
 
     def _hold_out(self, name: str) -> list[int]:
@@ -70,11 +72,11 @@ class Owners(Mapping[str, Client]):
     def describe(self) -> list[ClientData]:
         """Return what each client has to learn from, also those that have nothing; no client is built for it.
 
-        The run's own test set comes last: nobody learns from it.
+        The run's own prompts come last: nobody learns from them.
         """
         first, *others = (self._describe(name) for name in self)
-        test_set = [] if self._test_set is None else [replace(self._test_set.data(), rows=0, labels={}, notes=())]
-        return [replace(first, notes=[*first.notes, *self._source.notes]), *others, *test_set]
+        own = map(described, self._of_the_run.values())
+        return [replace(first, notes=[*first.notes, *self._source.notes]), *others, *own]
 
     def _describe(self, name: str) -> ClientData:
         stocks = self._source.stocks(name, self._held_out)
@@ -90,8 +92,8 @@ class Owners(Mapping[str, Client]):
         return client.with_what_it_has()
 
     def __getitem__(self, name: str) -> Client:
-        """Return a client; under `TEST_SET` there is one that only evaluates."""
-        return self._test_set if name == TEST_SET and self._test_set is not None else self._built(name)
+        """Return a client; under the names in `OF_THE_RUN` there are those that only evaluate."""
+        return self._of_the_run[name] if name in self._of_the_run else self._built(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.names)

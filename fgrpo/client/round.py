@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fgrpo.client.evaluation import with_heldout
 from fgrpo.client.faults import with_fault
 from fgrpo.client.local_training import train_locally
 from fgrpo.client.masters import Masters
@@ -46,6 +47,7 @@ def client_round(
     load_flat(policy.model, params_P)
     masters = Masters(policy.model, params_P)
     report = train_locally(policy, masters, client, config, round_number, stopwatch)
+    report = with_heldout(report, policy, client, config, stopwatch)
     manifest = Manifest.of(policy.model)
     return reply(report, masters.flatten, manifest, params_P, residual_P, config, stopwatch)
 

@@ -61,7 +61,8 @@ class FaultConfig:
     """For studies only: how a client misbehaves. See `docs/test_bed.md`.
 
     Args:
-        inflate_reward: the mean reward that it reports is multiplied by this once more every round.
+        inflate_reward: the mean reward that it reports, and the held-out score where it reports one, are multiplied by
+            this once more every round.
         noise: it sends normal noise of this standard deviation per parameter in place of what it learned.
     """
 

@@ -30,7 +30,7 @@ class LimitsConfig:
         step: the longest delta, in units of what AdamW can move all parameters by in a round
             (optimiser steps * train.lr * root of their number); null for any.
         rows: the most training rows that a client may claim.
-        reward: the largest size of a reward's mean and standard deviation.
+        reward: the largest size of a reward's mean and standard deviation, and of a held-out score's.
     """
 
     step: float | None = 10.0

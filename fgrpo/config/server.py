@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from fgrpo.config.data import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class AggregationConfig:
         scale: fgrpo, lagging: what makes a gain relative: the client's own baseline, its own running deviation, or the
             standard error of a round's mean reward.
         smoothing: fgrpo, lagging: how much of a client's earlier gains stays in its gain.
+        gain: what a gain is measured on: the `reward` of a client's training; its `heldout` score, which it measures
+            after training, greedily; or the `server`'s own score of the global model with and without the client's
+            delta, on public prompts.
+        gain_prompts: heldout, server: prompts that each such score is measured on.
+        gain_tasks: server: the tasks of the public prompts. No client trains on one of them.
         robust: `none` is the rule's weighted mean; `clipped_mean` the same of deltas clipped to `max_norm`;
             `trimmed_mean` and `median` are per parameter and count every client the same, whatever the rule.
         max_norm: clipped_mean: the largest L2 norm that a client's delta keeps.
@@ -61,6 +68,9 @@ class AggregationConfig:
     decay: float = 0.7
     scale: Literal["baseline", "deviation", "error"] = "baseline"
     smoothing: float = 0.0
+    gain: Literal["reward", "heldout", "server"] = "reward"
+    gain_prompts: int = 32
+    gain_tasks: list[TaskConfig] = field(default_factory=list)
     robust: Literal["none", "clipped_mean", "trimmed_mean", "median"] = "none"
     max_norm: float | None = None
     trim: int | None = None

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fgrpo.records import ClientData, Evaluation, Failure, Record, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Record, Reply, ServerState, Trial
 from fgrpo.residuals import StoredTensor
 from fgrpo.wire.parameters import Manifest
 
@@ -72,6 +72,10 @@ class Engine(Protocol):
 
     def evaluate(self, state: ServerState) -> Iterable[Evaluation | Failure]:
         """Evaluate the global model on the held-out prompts of every client that has some and takes part, in order."""
+        ...
+
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> Iterable[Trial | Failure]:
+        """Score the global model with each payload's delta on top, None being no delta, on the run's public prompts."""
         ...
 
     def save(self, state: ServerState, folder: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from fgrpo.engines.base import Kept, Observer, Trained, gathered
 from fgrpo.engines.workplace import Workplace
-from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState, Trial
 from fgrpo.wire.parameters import Manifest, flatten
 
 
@@ -45,6 +45,9 @@ class InProcess:
     def evaluate(self, state: ServerState) -> Iterator[Evaluation | Failure]:
         for client in self._workplace.owners.evaluated:
             yield self._workplace.evaluate(client, state.params_P, state.round)
+
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> Iterator[Trial | Failure]:
+        return self._workplace.trials(state.params_P, payloads)
 
     def save(self, state: ServerState, folder: Path) -> None:
         self._workplace.save(state.params_P, folder)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from fgrpo.client.evaluation import with_heldout
 from fgrpo.client.guard import guarded
 from fgrpo.client.round import reply
 from fgrpo.client.stacked_lora import Stack, stacked
@@ -62,6 +63,8 @@ class Stacked(InProcess):
     def _answer(self, state: ServerState, stack: Stack, place: int, report: Report, stopwatch: Stopwatch) -> Trained:
         """Return a client's reply, and its new residual where the codec keeps one."""
         here, client = self._workplace, report.client
+        with stack.rows(place):
+            report = with_heldout(report, here.policy, here.owners[client], here.config, stopwatch)
         residual_P = here.residual(client, state.params_P, state.residuals)
         trained = partial(stack.flatten, place)
         answer = reply(report, trained, self.manifest, state.params_P, residual_P, here.config, stopwatch)

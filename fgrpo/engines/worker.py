@@ -41,6 +41,14 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class TryOut:
+    """The global model with a client's delta on top, see `Engine.try_out`."""
+
+    client: str
+    payload: bytes | None
+
+
+@dataclass(frozen=True)
 class Load:
     """Put the parameters as the model was loaded into the shared vector."""
 
@@ -57,7 +65,7 @@ class Describe:
     """Say what each client has to learn from."""
 
 
-Job = Train | Evaluate | Load | Save | Describe
+Job = Train | Evaluate | TryOut | Load | Save | Describe
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,8 @@ def _play(job: Job, workplace: Workplace, params_P: Tensor, connection: Connecti
             )
         case Evaluate():
             return workplace.evaluate(job.client, params_P, job.number)
+        case TryOut():
+            return workplace.try_out(params_P, job.client, job.payload)
         case Load():
             params_P.copy_(flatten(workplace.policy.model))
         case Save():

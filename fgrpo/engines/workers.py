@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,9 +12,9 @@ from torch import Tensor
 from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer, gathered
 from fgrpo.engines.crew import Crew, Died
-from fgrpo.engines.worker import Describe, Evaluate, Job, Load, Save, Train
+from fgrpo.engines.worker import Describe, Evaluate, Job, Load, Save, Train, TryOut
 from fgrpo.errors import RunError
-from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState, Trial
 
 
 class Workers:
@@ -67,11 +67,15 @@ class Workers:
         self._crew.params_P.copy_(state.params_P)
         return self._of_clients([Evaluate(client, state.round) for client in self._crew.opened.evaluated])
 
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> list[Trial | Failure]:
+        self._crew.params_P.copy_(state.params_P)
+        return self._of_clients([TryOut(client, payload) for client, payload in payloads.items()])
+
     def save(self, state: ServerState, folder: Path) -> None:
         self._crew.params_P.copy_(state.params_P)
         self._have_done(Save(folder))
 
-    def _of_clients(self, jobs: Sequence[Train | Evaluate], observer: Observer | None = None) -> list[Any]:
+    def _of_clients(self, jobs: Sequence[Train | Evaluate | TryOut], observer: Observer | None = None) -> list[Any]:
         """Return what clients' jobs gave, a `Failure` for one whose worker died of it."""
 
         def announce(job: Any, stage: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from fgrpo.client.model import is_adapted
 from fgrpo.client.owners import Owners
 from fgrpo.client.policy import Policy
 from fgrpo.client.round import client_round
+from fgrpo.client.trial import try_out
 from fgrpo.config import Config
 from fgrpo.engines.base import Trained
 from fgrpo.errors import RunError
-from fgrpo.records import Evaluation, Failure
+from fgrpo.records import PUBLIC, Evaluation, Failure, Trial
 from fgrpo.residuals import Residuals
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import load_flat
@@ -66,6 +67,14 @@ class Workplace:
             return evaluate(self.policy, self.owners[client], self.config, round_number)
 
         return guarded(client, play)
+
+    def try_out(self, params_P: Tensor, client: str, payload: bytes | None) -> Trial | Failure:
+        """See `fgrpo.client.trial`."""
+        return try_out(self.policy, self.owners[PUBLIC], params_P, client, payload, self.config)
+
+    def trials(self, params_P: Tensor, payloads: Mapping[str, bytes | None]) -> Iterator[Trial | Failure]:
+        """Try payloads out one after another, each decoded when its turn comes."""
+        return (self.try_out(params_P, client, payload) for client, payload in payloads.items())
 
     def save(self, params_P: Tensor, folder: Path) -> None:
         """See `save_model`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fgrpo.config import AggregationConfig, Config
 from fgrpo.records import ClientHistory, Report, ServerState, StepHistory
 from fgrpo.server.aggregation import WEIGHTINGS, gains
+from fgrpo.server.aggregation.gain import Trials, own_score
 from fgrpo.server.averages import mean_agreement, moved
 from fgrpo.server.geometry import Geometry
 from fgrpo.server.step_size import STEP_SIZES
@@ -31,11 +32,16 @@ class Learned:
 
 
 def learn(
-    state: ServerState, reports: Sequence[Report], weights: Mapping[str, float], geometry: Geometry, config: Config
+    state: ServerState,
+    reports: Sequence[Report],
+    weights: Mapping[str, float],
+    geometry: Geometry,
+    config: Config,
+    trials: Trials | None = None,
 ) -> Learned:
     """Return the history after a round whose replies got these weights."""
     aggregation = config.aggregation
-    by_client = dict(zip(weights, gains(aggregation, reports, state.history), strict=True))
+    by_client = dict(zip(weights, gains(aggregation, reports, state.history, trials), strict=True))
     agreement = geometry.agreement if compares_deltas(config) else {}
     return Learned(
         updated_clients(state.history, reports, by_client, agreement, aggregation),
@@ -62,18 +68,18 @@ def updated_clients(
 ) -> dict[str, ClientHistory]:
     """Return the clients' histories after a round: exponential moving averages that start at a first value.
 
-    `baseline <- decay * baseline + (1 - decay) * reward_mean`; the same for the deviation with `reward_std` and for the
-    agreement; `gain <- smoothing * gain + (1 - smoothing) * gain of the round`.
+    `baseline <- decay * baseline + (1 - decay) * mean` of what gains are measured on; the same for its deviation and
+    for the agreement; `gain <- smoothing * gain + (1 - smoothing) * gain of the round`.
     """
     decay, smoothing, updated = config.decay, config.smoothing, dict(history)
     for report in reports:
-        old = history.get(report.client)
+        old, now = history.get(report.client), own_score(report, config)
         if old is None:
-            updated[report.client] = ClientHistory(report.reward_mean, report.reward_std, 1, last=report.round)
+            updated[report.client] = ClientHistory(now.mean, now.std, 1, last=report.round)
         else:
             updated[report.client] = ClientHistory(
-                decay * old.baseline + (1 - decay) * report.reward_mean,
-                decay * old.deviation + (1 - decay) * report.reward_std,
+                decay * old.baseline + (1 - decay) * now.mean,
+                decay * old.deviation + (1 - decay) * now.std,
                 old.rounds + 1,
                 smoothing * old.gain + (1 - smoothing) * gains[report.client],
                 moved(old.agreement, agreement.get(report.client), decay),

@@ -20,7 +20,8 @@ class Limits:
         sequences: completions in a round.
         length: tokens of a completion.
         rows: training rows of a client.
-        reward: size of a reward's mean and standard deviation.
+        reward: size of a reward's or a score's mean and standard deviation.
+        prompts: that a held-out score is measured on.
         norm: L2 norm of a delta.
     """
 
@@ -28,6 +29,7 @@ class Limits:
     length: int
     rows: int
     reward: float
+    prompts: int
     norm: float
 
     @staticmethod
@@ -45,18 +47,25 @@ class Limits:
         rollout = config.rollout
         again = rollout.max_groups or 4 * (rollout.informative_groups or 0)  # drawn to find groups that teach something
         sequences = train.local_steps * (rollout.prompts_per_step + again) * rollout.group_size
-        return Limits(sequences, rollout.max_new_tokens, limits.rows, limits.reward, norm)
+        prompts = config.aggregation.gain_prompts
+        return Limits(sequences, rollout.max_new_tokens, limits.rows, limits.reward, prompts, norm)
 
     def check_report(self, report: Report) -> None:
         """Raise PayloadError for a report, whose fields have their types, that claims too much."""
-        for name, most in (
-            ("sequences", self.sequences),
-            ("tokens", report.sequences * self.length),
-            ("rows", self.rows),
-            ("reward_mean", self.reward),
-            ("reward_std", self.reward),
-        ):
-            value = getattr(report, name)
+        claims = [
+            ("sequences", report.sequences, self.sequences),
+            ("tokens", report.tokens, report.sequences * self.length),
+            ("rows", report.rows, self.rows),
+            ("reward_mean", report.reward_mean, self.reward),
+            ("reward_std", report.reward_std, self.reward),
+        ]
+        if report.heldout is not None:
+            claims += [
+                ("heldout.mean", report.heldout.mean, self.reward),
+                ("heldout.std", report.heldout.std, self.reward),
+                ("heldout.count", report.heldout.count, self.prompts),
+            ]
+        for name, value, most in claims:
             if value is not None and abs(value) > most:
                 raise PayloadError(f"report: {name} is {value:.6g}, expected at most {most:.6g}; see limits")
 

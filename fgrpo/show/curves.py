@@ -76,7 +76,8 @@ def round_values(records: Sequence[Record]) -> dict[str, float]:
     """Return the curves' values of one round.
 
     Per client, as `<what>/<client>`: `reward`, `reward_std`, `completion_length`, `degenerate`, `informative`,
-    `groups`, `weight`, `gain`, `agreement`, `accuracy`, `score`, and what the loss measured (`loss`, `entropy`, ...).
+    `groups`, `heldout`, `weight`, `gain`, `agreement`, `accuracy`, `score`, and what the loss measured (`loss`,
+    `entropy`, ...).
     Per round: `evaluation/mean_accuracy` and `evaluation/mean_score` over clients, `evaluation/test_set_accuracy` and
     `_score`, `bytes/uplink`, `bytes/float32`, `server/update_norm`, `server/step_size`, `server/quarantined`, and
     `time/<stage>` in seconds, where stages of clients are added up.
@@ -116,6 +117,7 @@ def _report(report: Report) -> dict[str, float]:
         "degenerate": report.degenerate,
         "informative": report.informative,
         "groups": report.groups,
+        **({} if report.heldout is None else {"heldout": report.heldout.mean}),
         **report.metrics,
     }
 

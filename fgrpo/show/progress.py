@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgrpo.engines.base import Observer
-from fgrpo.records import TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
+from fgrpo.records import OF_THE_RUN, TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
 from fgrpo.show.tables import histogram, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
@@ -142,7 +142,7 @@ class Progress:
     def _print_data(self, data: list[ClientData]) -> None:
         if any(client.rows for client in data):
             self._print(Text("training rows:"))
-            learning = [client for client in data if client.client != TEST_SET]
+            learning = [client for client in data if client.client not in OF_THE_RUN]
             rows = [f"  {c.client}: {row_count(c)}  {histogram(c.labels)}".rstrip() for c in learning]
             self._print_some(rows, style="")
         self._print_some([note for client in data for note in client.notes], style="yellow")

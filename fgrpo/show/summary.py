@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from fgrpo.records import TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
+from fgrpo.records import OF_THE_RUN, TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
 
 MOST_SHOWN = 24  # clients in a table or a picture
 
@@ -54,7 +54,7 @@ class RunSummary:
                     reports[record.client][record.round] = record
                 else:
                     evaluations[record.client][record.round] = record
-        of_clients = tuple(told for told in data if told.client != TEST_SET)
+        of_clients = tuple(told for told in data if told.client not in OF_THE_RUN)
         return RunSummary(tuple(reports), tuple(rounds), reports, evaluations, of_clients, test_set)
 
     def accuracy(self, client: str) -> tuple[float | None, float | None]:

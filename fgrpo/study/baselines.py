@@ -6,7 +6,7 @@ on the prompts that it would hold out there. Nobody trains on any client's held-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer, Trained, gathered
 from fgrpo.engines.workplace import Workplace
 from fgrpo.participation import round_size
-from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
+from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState, Trial
 from fgrpo.seeds import derive_seed
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import Manifest, flatten
@@ -28,8 +28,11 @@ _POOLED = "pooled"
 
 
 def by_itself(config: Config) -> Config:
-    """Return the configuration by which the only client there is takes part in every round."""
-    return replace(config, participation=None)
+    """Return the configuration by which the only client there is takes part in every round.
+
+    It weighs 1 whatever it gains, so no reply is tried out.
+    """
+    return replace(config, participation=None, aggregation=replace(config.aggregation, gain="reward"))
 
 
 def pooled_client(clients: Sequence[Client], config: Config) -> Client:
@@ -81,6 +84,9 @@ class Pooled:
         for client in self._workplace.owners.evaluated:
             yield self._workplace.evaluate(client, state.params_P, state.round)
 
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> Iterator[Trial | Failure]:
+        return self._workplace.trials(state.params_P, payloads)
+
     def save(self, state: ServerState, folder: Path) -> None:
         self._workplace.save(state.params_P, folder)
 
@@ -122,6 +128,9 @@ class Alone:
 
     def evaluate(self, state: ServerState) -> Iterator[Evaluation | Failure]:
         yield self._workplace.evaluate(self._client, state.params_P, state.round)
+
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> Iterator[Trial | Failure]:
+        return self._workplace.trials(state.params_P, payloads)
 
     def save(self, state: ServerState, folder: Path) -> None:
         self._workplace.save(state.params_P, folder)

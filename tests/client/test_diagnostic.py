@@ -9,7 +9,7 @@ from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.round import client_round
 from fgrpo.client.tasks.diagnostic import Coin
-from fgrpo.config import ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, TaskConfig
+from fgrpo.config import AggregationConfig, ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.records import Completion, Example
 from fgrpo.settings import check, read_config
@@ -64,10 +64,15 @@ def test_a_verdict_takes_the_place_of_a_tasks_own(small_config, rows, reward, ex
         assert scores.correct == [value == 1.0 for value in expected]
 
 
+def without_what_is_inflated(report):
+    return replace(report, seconds={}, reward_mean=0.0, heldout=replace(report.heldout, mean=0.0))
+
+
 @pytest.mark.parametrize("fault", [{"inflate_reward": 2.0}, {"inflate_reward": 2.0, "noise": 1e-3}])
 def test_a_client_lies_or_sends_noise(small_config, fault):
     codec = replace(small_config.codec, codec="none", error_feedback=False)
     config = replace(small_config, codec=codec, train=replace(small_config.train, local_steps=1))
+    config = replace(config, aggregation=AggregationConfig(gain="heldout"))
     owners = {**config.clients, "sums": replace(config.clients["sums"], fault=FaultConfig(**fault))}
     policy, found = Policy.load(config), []
     start_P = flatten(policy.model)
@@ -80,7 +85,9 @@ def test_a_client_lies_or_sends_noise(small_config, fault):
     assert torch.equal(same_P, other_P)
     factor = 8.0 if "inflate_reward" in fault else 1.0
     assert liar.reward_mean == factor * honest.reward_mean
-    assert replace(liar, seconds={}, reward_mean=0.0) == replace(honest, seconds={}, reward_mean=0.0)
+    assert honest.heldout.count == 8
+    assert liar.heldout.mean == factor * honest.heldout.mean > 0
+    assert without_what_is_inflated(liar) == without_what_is_inflated(honest)
     assert torch.equal(liar_P, honest_P) != ("noise" in fault)
     if "noise" in fault:
         assert liar_P.std().item() == pytest.approx(1e-3, rel=0.01)

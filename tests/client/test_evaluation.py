@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.client.evaluation import evaluate, spread
+from fgrpo.client.evaluation import evaluate, score, spread
 from fgrpo.client.owners import Owners
-from fgrpo.config import ClientConfig, Config, EvaluationConfig, PartitionConfig, TaskConfig
+from fgrpo.config import AggregationConfig, ClientConfig, Config, EvaluationConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError
-from fgrpo.records import TEST_SET, Chat, Rollouts, from_json, to_json
+from fgrpo.records import TEST_SET, Chat, Rollouts, Score, from_json, to_json
 
 
 @pytest.fixture
@@ -108,6 +108,21 @@ def test_samples_are_the_same_questions_every_time_with_what_the_model_made_of_t
     ]
     assert from_json(json.loads(json.dumps(to_json(result)))) == result
     assert not evaluate(Echo(), client, Config(), 3).samples, "prompts leave a client only when asked for"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (2, Score(0.0, 0.0, 2)),  # 10 and 12
+        (3, Score(2 / 3, (1 / 3) ** 0.5, 3)),  # 10, 11 and 13
+        (9, Score(0.4, 0.3**0.5, 5)),
+        (1, Score(0.0, 0.0, 1)),
+    ],
+)
+def test_a_gain_is_measured_on_some_of_the_held_out_prompts(files, prompts, expected):
+    config = Config(aggregation=AggregationConfig(gain_prompts=prompts))
+    found = score(Echo(), owner(files, test_dataset=str(files / "test.jsonl"))["ward"], config)
+    assert (found.mean, found.std, found.count) == pytest.approx((expected.mean, expected.std, expected.count))
 
 
 def test_samples_of_chats_and_long_answers_are_texts_of_a_bounded_length(files):

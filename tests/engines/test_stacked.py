@@ -11,7 +11,15 @@ from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.stacked_lora import stacked
 from fgrpo.client.stacked_training import check_can_stack
-from fgrpo.config import ClientConfig, CodecConfig, EngineConfig, LoraConfig, RolloutConfig, TaskConfig
+from fgrpo.config import (
+    AggregationConfig,
+    ClientConfig,
+    CodecConfig,
+    EngineConfig,
+    LoraConfig,
+    RolloutConfig,
+    TaskConfig,
+)
 from fgrpo.engines.in_process import InProcess
 from fgrpo.engines.stacked import Stacked
 from fgrpo.engines.workplace import Workplace
@@ -112,6 +120,7 @@ def assert_alike(found, expected):
         ),
         pytest.param({"rollout": SELECTIVE}, {"local_steps": 1}, id="informative-groups"),
         pytest.param({"lora": LoraConfig(rank=4, train="b")}, {"local_steps": 1}, id="only-b"),
+        pytest.param({"aggregation": AggregationConfig(gain="heldout")}, {"local_steps": 1}, id="held-out-gain"),
         pytest.param({"quantization": "nf4"}, {"local_steps": 1}, id="four-bits"),
     ],
 )

@@ -14,15 +14,18 @@ import torch
 
 from fgrpo.client.owners import Owners
 from fgrpo.client.policy import Policy
-from fgrpo.config import ClientConfig, EvaluationConfig, LoraConfig, TaskConfig
+from fgrpo.config import AggregationConfig, ClientConfig, EvaluationConfig, LoraConfig, TaskConfig
 from fgrpo.engines.in_process import InProcess
 from fgrpo.engines.shared import SharedMemory, frozen_bytes
 from fgrpo.engines.workers import Workers
 from fgrpo.engines.workplace import Workplace
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play_round
-from fgrpo.records import Failure, ServerState
+from fgrpo.records import GLOBAL, Failure, ServerState
 from fgrpo.residuals import Residuals
+from fgrpo.wire.parameters import fingerprint
+from fgrpo.wire.payload import Header, pack
+from fgrpo_kernels.codec import encode
 
 HONEST = ["sums", "gcd"]
 
@@ -53,9 +56,11 @@ class Watcher:
 @pytest.fixture(scope="module")
 def config(small_config):
     troubled = {"dies": client(ends_its_process), "exits": client(exits)}
+    gcd = small_config.clients["gcd"].tasks
     return replace(
         small_config,
         lora=LoraConfig(rank=2),
+        aggregation=AggregationConfig(gain="server", gain_prompts=4, gain_tasks=gcd),
         clients={**small_config.clients, **troubled},
         evaluation=EvaluationConfig(prompts=4),
     )
@@ -89,6 +94,7 @@ def only(engine, clients):
 
     class Part:
         manifest, train, downlink_bytes = engine.manifest, engine.train, engine.downlink_bytes
+        try_out = engine.try_out
 
     Part.clients = clients
     return Part()
@@ -125,6 +131,17 @@ def test_evaluations_are_the_same_and_in_order(workers, in_process, start):
     assert [evaluation.client for evaluation in evaluations] == HONEST
     assert (dead.client, exited.client) == ("dies", "exits")
     assert "killed (SIGKILL)" in dead.reason
+
+
+def test_replies_are_tried_out_to_the_same_scores(workers, in_process, start):
+    header = Header("sums", 1, in_process.manifest.hash, fingerprint(start.params_P))
+    payloads = {GLOBAL: None}
+    for name, size in (("sums", 0.1), ("gcd", 0.3)):
+        payloads[name] = pack(encode(size * torch.ones(in_process.manifest.size), codec="int4"), header)
+    trials = workers.try_out(start, payloads)
+    assert trials == list(in_process.try_out(start, payloads))
+    assert [trial.client for trial in trials] == list(payloads)
+    assert len({trial.score for trial in trials}) > 1
 
 
 def test_whoever_takes_the_worker_along_is_quarantined_and_the_round_goes_on(workers, in_process, config, start):

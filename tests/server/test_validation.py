@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.records import Failure, Reply, Report
+from fgrpo.config import Config
+from fgrpo.records import Failure, Reply, Report, Score
+from fgrpo.server.limits import Limits
 from fgrpo.server.validation import sort_replies
 from fgrpo.wire.parameters import Manifest, fingerprint
 from fgrpo.wire.payload import Header, pack
@@ -87,6 +89,13 @@ def test_the_first_of_two_replies_counts():
         pytest.param({"metrics": {"kl": "high"}}, id="metrics-text"),
         pytest.param({"metrics": [1.0]}, id="metrics-list"),
         pytest.param({"seconds": {1: 1.0}}, id="seconds-number-for-a-name"),
+        pytest.param({"heldout": 0.5}, id="heldout-number"),
+        pytest.param({"heldout": {"mean": 0.5}}, id="heldout-mapping"),
+        pytest.param({"heldout": Score(math.nan, 0.1, 8)}, id="heldout-nan"),
+        pytest.param({"heldout": Score(0.5, -0.1, 8)}, id="heldout-negative-std"),
+        pytest.param({"heldout": Score(0.5, math.inf, 8)}, id="heldout-infinite-std"),
+        pytest.param({"heldout": Score(0.5, 0.1, 0)}, id="heldout-of-nothing"),
+        pytest.param({"heldout": Score("0.5", 0.1, 8)}, id="heldout-text"),
     ],
 )
 def test_any_report_harms_only_its_own_reply(report):
@@ -96,3 +105,22 @@ def test_any_report_harms_only_its_own_reply(report):
     assert quarantined["b"].startswith("report: ")
     assert next(iter(report)) in quarantined["b"]
     assert len(quarantined["b"]) < 300
+
+
+def test_a_held_out_score_that_is_asked_for_must_be_there():
+    told = replace(reply("a"), report=replace(reply("a").report, heldout=Score(0.5, 0.1, 8)))
+    accepted, quarantined = sort_replies([told, reply("b")], "ab", 2, MANIFEST, BASE, heldout=True)
+    assert [x.report.heldout for x in accepted] == [Score(0.5, 0.1, 8)]
+    assert quarantined == {"b": "report: no heldout, expected the score that aggregation.gain heldout asks for"}
+
+
+@pytest.mark.parametrize(
+    ("score", "field"),
+    [(Score(2e6, 0.1, 8), "heldout.mean"), (Score(0.5, 2e6, 8), "heldout.std"), (Score(0.5, 0.1, 33), "heldout.count")],
+)
+def test_a_held_out_score_out_of_this_world_harms_only_its_own_reply(score, field):
+    bad = replace(reply("b"), report=replace(reply("b").report, heldout=score))
+    limits = Limits.of(Config(), 100)
+    accepted, quarantined = sort_replies([reply("a"), bad], "ab", 2, MANIFEST, BASE, replace(limits, norm=math.inf))
+    assert [x.report.client for x in accepted] == ["a"]
+    assert quarantined["b"].startswith(f"report: {field} is ")

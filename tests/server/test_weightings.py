@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgrpo.config import AggregationConfig
-from fgrpo.records import ClientHistory, Report
+from fgrpo.records import ClientHistory, Report, Score
 from fgrpo.server.aggregation import FGRPO, WEIGHTINGS, Agreement, Informative, Lagging, make_rule
+from fgrpo.server.aggregation.gain import GAINS, Trials
 from fgrpo.server.aggregation.limits import bounded
 from fgrpo.server.geometry import Geometry
 from fgrpo_kernels.codec import encode
@@ -21,14 +22,27 @@ LIMITED = ("fgrpo", "informative", "agreement", "lagging")
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 rewards = st.one_of(st.just(0.0), st.floats(-2.0, 2.0), finite)
+scores = st.builds(Score, rewards, st.floats(0.0, 1e6), st.integers(1, 100))
 reports = st.builds(
-    lambda reward, std, sequences, share: Report(
-        "?", 3, sequences, 10 * sequences, reward, std, 8.0, 0.1, {}, {}, informative=int(share * sequences)
+    lambda reward, std, sequences, share, heldout: Report(
+        "?",
+        3,
+        sequences,
+        10 * sequences,
+        reward,
+        std,
+        8.0,
+        0.1,
+        {},
+        {},
+        informative=int(share * sequences),
+        heldout=heldout,
     ),
     rewards,
     st.floats(0.0, 1e6),
     st.integers(1, 10**6),
     st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    scores,
 )
 pasts = st.one_of(
     st.none(),
@@ -50,13 +64,27 @@ def as_round(drawn, seed):
     return given_reports, history, deltas, last
 
 
+def as_trials(told, tried):
+    before, *after = tried
+    return Trials(before, {report.client: score for report, score in zip(told, after, strict=False)})
+
+
 @pytest.mark.parametrize("rule", WEIGHTINGS)
 @settings(max_examples=60, deadline=None)
-@given(drawn=clients, seed=st.integers(0, 3), cap=st.sampled_from([0.2, 0.5, 1.0]), floor=st.sampled_from([0.0, 0.3]))
-def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn, seed, cap, floor):
-    config = AggregationConfig(rule, tau=0.3, cap=cap, floor=floor)
+@given(
+    drawn=clients,
+    seed=st.integers(0, 3),
+    cap=st.sampled_from([0.2, 0.5, 1.0]),
+    floor=st.sampled_from([0.0, 0.3]),
+    gain=st.sampled_from(list(GAINS)),
+    scale=st.sampled_from(["baseline", "deviation", "error"]),
+    tried=st.lists(scores, min_size=8, max_size=8),
+)
+def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn, seed, cap, floor, gain, scale, tried):
+    config = AggregationConfig(rule, tau=0.3, cap=cap, floor=floor, scale=scale, gain=gain)
     told, history, deltas, last = as_round(drawn, seed)
-    weights = make_rule(config)(told, history, Geometry(deltas, last))
+    trials = as_trials(told, tried)
+    weights = make_rule(config, trials)(told, history, Geometry(deltas, last))
     assert len(weights) == len(told)
     assert all(math.isfinite(weight) and weight >= 0 for weight in weights)
     assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
@@ -64,15 +92,34 @@ def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn,
         assert max(weights) <= max(cap, 1 / len(told)) + 1e-12
         assert min(weights) >= floor / len(told) - 1e-12
     turned = [*told[1:], told[0]]
-    back = make_rule(config)(turned, history, Geometry({r.client: deltas[r.client] for r in turned}, last))
+    back = make_rule(config, trials)(turned, history, Geometry({r.client: deltas[r.client] for r in turned}, last))
     assert [back[-1], *back[:-1]] == pytest.approx(weights, abs=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["fgrpo", "lagging"])
+@settings(max_examples=60, deadline=None)
+@given(
+    drawn=st.lists(st.tuples(reports, pasts), min_size=2, max_size=5),
+    claim=rewards,
+    std=st.floats(0.0, 1e6),
+    heldout=scores,
+    tried=st.lists(scores, min_size=6, max_size=6),
+)
+def test_no_word_on_rewards_or_scores_changes_a_weight_where_the_server_scores(rule, drawn, claim, std, heldout, tried):
+    told, history, *_ = as_round(drawn, 0)
+    liars = [replace(told[0], reward_mean=claim, reward_std=std, heldout=heldout), *told[1:]]
+    weigh = make_rule(AggregationConfig(rule, tau=0.1, cap=1.0, gain="server"), as_trials(told, tried))
+    assert weigh(liars, history, Geometry({}, {})) == weigh(told, history, Geometry({}, {}))
+
+
+@pytest.mark.parametrize("gain", ["reward", "heldout"])
 @pytest.mark.parametrize("rule", ["fgrpo", "informative", "agreement", "lagging"])
 @pytest.mark.parametrize("claim", [1e30, -1e30, 1e308, 0.0])
-def test_no_claim_passes_the_cap_or_presses_an_honest_client_under_its_floor(rule, claim):
-    honest = [Report(name, 3, 64, 500, 0.5, 0.3, 8.0, 0.1, {}, {}, informative=32) for name in "abc"]
-    liar = Report("liar", 3, 10**9, 10**12, claim, 0.0, 8.0, 0.0, {}, {}, informative=10**9)
+def test_no_claim_passes_the_cap_or_presses_an_honest_client_under_its_floor(rule, claim, gain):
+    scored = Score(0.5, 0.3, 32)
+    honest = [Report(name, 3, 64, 500, 0.5, 0.3, 8.0, 0.1, {}, {}, informative=32, heldout=scored) for name in "abc"]
+    lie = Score(claim, 0.0, 10**9)
+    liar = Report("liar", 3, 10**9, 10**12, claim, 0.0, 8.0, 0.0, {}, {}, informative=10**9, heldout=lie)
     past = {name: ClientHistory(0.5, 0.3, 4, 0.0, 0.1) for name in (*"abc", "liar")}
     same = encode(torch.ones(SIZE), codec="none")  # it sends the same delta every time: perfect agreement
     deltas = {
@@ -80,7 +127,9 @@ def test_no_claim_passes_the_cap_or_presses_an_honest_client_under_its_floor(rul
         for k, name in enumerate("abc")
     }
     geometry = Geometry({**deltas, "liar": same}, {"liar": same})
-    weights = make_rule(AggregationConfig(rule, tau=0.1, cap=0.4, floor=0.5))([*honest, liar], past, geometry)
+    weights = make_rule(AggregationConfig(rule, tau=0.1, cap=0.4, floor=0.5, gain=gain))(
+        [*honest, liar], past, geometry
+    )
     assert weights[3] <= 0.4 + 1e-12
     assert min(weights[:3]) >= 0.125 - 1e-12
 

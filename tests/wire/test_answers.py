@@ -5,10 +5,10 @@ import json
 import pytest
 
 from fgrpo.errors import PayloadError
-from fgrpo.records import ClientData, Evaluation, Failure, Report
+from fgrpo.records import ClientData, Evaluation, Failure, Report, Score
 from fgrpo.wire.answers import MOST_TEXT, from_text, to_text
 
-REPORT = Report("a", 2, 64, 500, 0.5, 0.1, 8.0, 0.0, {"loss": 0.1}, {"train": 1.0})
+REPORT = Report("a", 2, 64, 500, 0.5, 0.1, 8.0, 0.0, {"loss": 0.1}, {"train": 1.0}, heldout=Score(0.5, 0.1, 8))
 
 
 def test_records_come_back():
@@ -41,6 +41,7 @@ EVALUATION = {"round": 1, "prompts": 8, "accuracy": 0.5, "score": 0.5}
         pytest.param(one("state"), id="unknown-type"),
         pytest.param(one("round", **EVALUATION), id="another-records-fields"),
         pytest.param(one("report"), id="fields-missing"),
+        pytest.param(to_text([REPORT]).replace('"count": 8', '"count": 8, "more": 1'), id="score-field-too-many"),
         pytest.param(one("failure"), id="no-reason"),
         pytest.param(one("evaluation", **EVALUATION, more=1), id="field-too-many"),
         pytest.param(one("evaluation", **{**EVALUATION, "accuracy": 1.5}), id="accuracy-1.5"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from fgrpo.client.evaluation import evaluate
 from fgrpo.client.guard import guarded
-from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
-from fgrpo.client.test_set import run_test_set
+from fgrpo.client.test_set import described, of_the_run
+from fgrpo.client.trial import try_out
 from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer
 from fgrpo.engines.flower.exchange import Exchange, Sent
@@ -26,7 +25,7 @@ from fgrpo.engines.flower.roll import ASK_AGAIN, Roll
 from fgrpo.engines.flower.turn import Turn
 from fgrpo.engines.workplace import save_model
 from fgrpo.participation import evaluated
-from fgrpo.records import ClientData, Evaluation, Failure, Reply, ServerState
+from fgrpo.records import PUBLIC, TEST_SET, ClientData, Evaluation, Failure, Reply, ServerState, Trial
 from fgrpo.wire.parameters import Manifest, flatten, load_flat
 from fgrpo.wire.payload import most_bytes
 from fgrpo.wire.shipment import Outbox
@@ -53,7 +52,7 @@ class Flower:
         self._policy = Policy.load(config)
         self._initial_P = flatten(self._policy.model)
         self.manifest = Manifest.of(self._policy.model)
-        self._test_set = run_test_set(config)
+        self._of_the_run = of_the_run(config)
         self._experiment = _digest(config.output_dir, config.seed, self.manifest.hash)
         self._outbox, self._roll = Outbox(self._initial_P), Roll()
         self._exchange = Exchange(grid, most_bytes(self.manifest.size))
@@ -63,8 +62,10 @@ class Flower:
         self.clients = sorted({*known, *(name for name, data in self._roll.data.items() if data.rows != 0)})
 
     def describe(self) -> list[ClientData]:
-        test_set = [] if self._test_set is None else [replace(self._test_set.data(), rows=0, labels={}, notes=())]
-        return [*(self._roll.data[name] for name in sorted(self._roll.data)), *test_set]
+        return [
+            *(self._roll.data[name] for name in sorted(self._roll.data)),
+            *map(described, self._of_the_run.values()),
+        ]
 
     def initial_parameters(self) -> Tensor:
         return self._initial_P
@@ -84,12 +85,15 @@ class Flower:
         turn = Turn(Ask("evaluate", self._experiment, state.round), asked, Evaluation)
         self._play(turn, state, 0)
         results = [result for result in turn.results() if isinstance(result, Evaluation | Failure)]
-        return results if self._test_set is None else [*results, self._test(self._test_set, state)]
-
-    def _test(self, test_set: Client, state: ServerState) -> Evaluation | Failure:
-        """Evaluate on the run's own test set, which the server has."""
+        test_set = self._of_the_run.get(TEST_SET)
+        if test_set is None:
+            return results
         load_flat(self._policy.model, state.params_P)
-        return guarded(test_set.name, lambda: evaluate(self._policy, test_set, self._config, state.round))
+        return [*results, guarded(TEST_SET, lambda: evaluate(self._policy, test_set, self._config, state.round))]
+
+    def try_out(self, state: ServerState, payloads: Mapping[str, bytes | None]) -> Iterator[Trial | Failure]:
+        for client, payload in payloads.items():
+            yield try_out(self._policy, self._of_the_run[PUBLIC], state.params_P, client, payload, self._config)
 
     def save(self, state: ServerState, folder: Path) -> None:
         save_model(self._policy, state.params_P, folder)

@@ -12,6 +12,7 @@ from fgrpo.server.aggregation.base import Weighting
 from fgrpo.server.aggregation.conflict import MGDA, UPGrad
 from fgrpo.server.aggregation.fedavg import FedAvg
 from fgrpo.server.aggregation.fgrpo import FGRPO
+from fgrpo.server.aggregation.gain import Measure, Trials, make_measure
 from fgrpo.server.aggregation.informative import Informative
 from fgrpo.server.aggregation.lagging import Lagging
 from fgrpo.server.aggregation.reward import Reward
@@ -38,54 +39,61 @@ class Entry(NamedTuple):
     """A weighting as `fgrpo rules` lists it.
 
     Attributes:
-        make: from its configuration.
+        make: from its configuration, and what gains are measured on.
         about: one line.
         source: where it comes from.
         compares_deltas: it looks at each client's last delta, which is kept for it.
     """
 
-    make: Callable[[AggregationConfig], Weighting]
+    make: Callable[[AggregationConfig, Measure], Weighting]
     about: str
     source: str
     compares_deltas: bool = False
 
 
-def _fgrpo(config: AggregationConfig) -> FGRPO:
-    return FGRPO(config.tau, config.clip, config.cap, config.floor, config.scale, config.smoothing, config.n_k)
+def _fgrpo(config: AggregationConfig, measure: Measure) -> FGRPO:
+    return FGRPO(config.tau, config.clip, config.cap, config.floor, config.scale, config.smoothing, config.n_k, measure)
 
 
 WEIGHTINGS = {
     "fgrpo": Entry(_fgrpo, "n_k * exp(gain / tau): relative gain over the client's own past", "arXiv 2606.03094"),
-    "fedavg": Entry(lambda config: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629"),
-    "uniform": Entry(lambda config: Uniform(), "1/K", "-"),
-    "reward": Entry(lambda config: Reward(config.n_k), "n_k * max(reward, 0): larger units count more", "a baseline"),
+    "fedavg": Entry(lambda config, _: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629"),
+    "uniform": Entry(lambda config, _: Uniform(), "1/K", "-"),
+    "reward": Entry(
+        lambda config, _: Reward(config.n_k), "n_k * max(reward, 0): larger units count more", "a baseline"
+    ),
     "informative": Entry(
-        lambda config: Informative(config.cap, config.floor),
+        lambda config, _: Informative(config.cap, config.floor),
         "completions in groups whose rewards differed",
         "arXiv 2602.05547",
     ),
     "agreement": Entry(
-        lambda config: Agreement(config.cap, config.floor, config.decay),
+        lambda config, _: Agreement(config.cap, config.floor, config.decay),
         "informative completions * agreement of the client's delta with its own last one",
         "docs/aggregation.md",
         compares_deltas=True,
     ),
     "lagging": Entry(
-        lambda config: Lagging(_fgrpo(config), config.cap, config.floor),
+        lambda config, measure: Lagging(_fgrpo(config, measure), config.cap, config.floor),
         "informative completions * exp(-gain / tau): those that lag behind first",
         "arXiv 2602.05547",
     ),
-    "upgrad": Entry(lambda config: UPGrad(), "each delta projected so that it opposes no other", "arXiv 2406.16232"),
-    "mgda": Entry(lambda config: MGDA(), "the shortest mean: it opposes no delta", "arXiv 1810.04650"),
+    "upgrad": Entry(lambda config, _: UPGrad(), "each delta projected so that it opposes no other", "arXiv 2406.16232"),
+    "mgda": Entry(lambda config, _: MGDA(), "the shortest mean: it opposes no delta", "arXiv 1810.04650"),
 }
 
 
-def make_rule(config: AggregationConfig) -> Weighting:
-    """Return the weighting that a configuration names."""
-    return WEIGHTINGS[config.rule].make(config)
+def make_rule(config: AggregationConfig, trials: Trials | None = None) -> Weighting:
+    """Return the weighting that a configuration names, for a round with these trials."""
+    return WEIGHTINGS[config.rule].make(config, make_measure(config, trials))
 
 
-def gains(config: AggregationConfig, reports: Sequence[Report], history: Mapping[str, ClientHistory]) -> list[float]:
+def gains(
+    config: AggregationConfig,
+    reports: Sequence[Report],
+    history: Mapping[str, ClientHistory],
+    trials: Trials | None = None,
+) -> list[float]:
     """Return each report's relative performance gain, whatever the rule; the metrics show it."""
-    rule = _fgrpo(config)
+    rule = _fgrpo(config, make_measure(config, trials))
     return [rule.gain(report, history.get(report.client)) for report in reports]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from fgrpo.config import AggregationConfig
 from fgrpo.records import ClientHistory, Report
 from fgrpo.server.aggregation.base import Counted, normalised, sizes
+from fgrpo.server.aggregation.gain import Measure, make_measure
 from fgrpo.server.aggregation.limits import bounded
 from fgrpo.server.geometry import Geometry
 
@@ -26,6 +28,7 @@ class FGRPO:
             `error`, the standard error D_k / sqrt(sequences) of a round's mean, so that a gain within noise is small.
         smoothing: how much of a client's earlier gains stays in its gain, from 0 to below 1.
         n_k: what a client's share is counted by.
+        measure: what gains are measured on; by default rewards.
     """
 
     tau: float = 1.0
@@ -35,6 +38,7 @@ class FGRPO:
     scale: Literal["baseline", "deviation", "error"] = "baseline"
     smoothing: float = 0.0
     n_k: Counted = "rows"
+    measure: Measure = field(default=make_measure(AggregationConfig(), None), compare=False)
 
     def __call__(
         self, reports: Sequence[Report], history: Mapping[str, ClientHistory], geometry: Geometry
@@ -51,16 +55,17 @@ class FGRPO:
         return self.smoothing * before + (1 - self.smoothing) * self.gain(report, past)
 
     def gain(self, report: Report, past: ClientHistory | None) -> float:
-        """Return `(R_k - B_k) / scale_k`, clipped; 0 for a client without a past.
+        """Return `(R_k - B_k) / scale_k`, clipped; 0 where there is no baseline yet.
 
         Multiplying all of a client's rewards by a positive factor leaves it as it is.
         """
-        if past is None:
+        standing = self.measure(report, past)
+        if standing is None:
             return 0.0
-        improvement = report.reward_mean - past.baseline
-        unit = abs(past.baseline) if self.scale == "baseline" else past.deviation
+        improvement = standing.now.mean - standing.baseline
+        unit = abs(standing.baseline) if self.scale == "baseline" else standing.deviation
         if self.scale == "error":
-            unit /= math.sqrt(report.sequences)
+            unit /= math.sqrt(standing.now.count)
         if unit == 0:  # from nothing to something is the largest gain there is
             return math.copysign(self.clip, improvement) if improvement else 0.0
         return max(-self.clip, min(self.clip, improvement / unit))

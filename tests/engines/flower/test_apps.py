@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fgrpo.engines.flower.setup import node_config, run_config
 from fgrpo.engines.flower.store import Store
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.experiment import train
-from fgrpo.records import Evaluation, RoundSummary
+from fgrpo.records import Evaluation, Report, RoundSummary
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import make_config
 
@@ -27,6 +28,8 @@ KEYS = {
     "train.local_steps": 1,
     "train.lr": 1e-3,
     "evaluation.prompts": 4,
+    "aggregation.gain": "heldout",
+    "aggregation.gain_prompts": 3,
     "engine.threads": 1,
 }
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -66,10 +69,13 @@ def test_a_run_is_that_of_one_process_to_the_bit(one_process, tmp_path):
     there = play(federation(tmp_path, keys), keys)
     assert torch.equal(there.load().params_P, one_process.load().params_P)
     ours, theirs = (
-        {(one.client, one.round): one for one in run.records() if isinstance(one, Evaluation)}
+        {(type(one), one.client, one.round): one for one in run.records() if isinstance(one, Evaluation | Report)}
         for run in (there, one_process)
     )
-    assert ours == theirs
+    assert ours.keys() == theirs.keys()
+    for key, one in theirs.items():
+        assert replace(ours[key], seconds={}) == replace(one, seconds={}) if key[0] is Report else ours[key] == one
+        assert key[0] is Evaluation or one.heldout.count == 3
     assert (there.path / "model" / "model.safetensors").is_file()
 
 

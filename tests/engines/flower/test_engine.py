@@ -13,7 +13,7 @@ from honest import Honest, Silent, delta, payload, report
 from local_grid import LocalGrid
 
 from fgrpo.client.policy import Policy
-from fgrpo.config import FlowerConfig, ParticipationConfig
+from fgrpo.config import AggregationConfig, FlowerConfig, ParticipationConfig
 from fgrpo.engines.flower.engine import Flower
 from fgrpo.engines.flower.messages import Answer
 from fgrpo.errors import RunError
@@ -65,6 +65,19 @@ def moved(engine, *clients, number=1):
     size = engine.manifest.size
     encodeds = [encode(delta(client, number, size)) for client in clients]
     return engine.initial_parameters() + aggregate(encodeds, [1 / len(clients)] * len(clients))
+
+
+def test_the_server_tries_replies_out_itself(grid, config, small_config):
+    tasks = small_config.clients["sums"].tasks
+    rule = AggregationConfig(clip=10.0, gain="server", gain_prompts=6, gain_tasks=tasks)
+    engine = Flower(grid, replace(config, aggregation=rule))
+    asks = sum(len(node.asks) for node in grid.nodes.values())
+    _, (summary,) = play(engine, replace(config, aggregation=rule))
+    assert any(summary.gains.values()), "with these deltas the model answers otherwise"
+    assert len(set(summary.weights.values())) > 1, "all report the same"
+    assert sum(len(node.asks) for node in grid.nodes.values()) == asks + 3, "nobody is asked for more than to train"
+    *_, told = engine.describe()
+    assert (told.client, told.held_out) == ("public prompts", 6)
 
 
 # What a hostile or broken node makes of an honest reply, and what is said of it. `ask` is the message to it.
