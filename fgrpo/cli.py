@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core)")
         command.add_argument("--output-dir", "--output_dir", type=Path, metavar="DIR", help="the study's folder")
         command.add_argument("--report", action="store_true", help="play nothing, write what is finished")
-    add("rules", _rules, "", "list the rules by which clients are weighed, step sizes and robust merges")
+    add("rules", _rules, "", "list the rules by which clients are weighed, gains, step sizes and robust merges")
     add("inspect", _inspect, "PAYLOAD", "check a payload and print what it holds")
     keys = add("keys", _keys, "", "list every key of the configuration, or those whose name or help has a word")
     keys.add_argument("words", metavar="WORD", nargs="*")

@@ -131,7 +131,7 @@ class Report:
         completion_length: mean number of completion tokens.
         degenerate: fraction of prompt groups whose rewards were all equal, and which taught nothing.
         metrics: means over optimisation steps of what the loss measured (see `fgrpo_kernels.grpo_loss`).
-        seconds: time per stage: rollout, reward, train, encode.
+        seconds: time per stage: rollout, reward, train, evaluate (with `heldout`), encode.
         rows: different training rows that the client has; None where a task makes its examples up without end.
         unrewarded: completions without a reward, which left their groups.
         reward_failures: how often a reward function failed for a completion.
@@ -314,14 +314,14 @@ class RoundSummary:
 
     Attributes:
         weights: the weight per accepted client that applied; they sum to 1, and are equal where `robust` has none.
-        gains: relative performance gain per accepted client (0 on a client's first round).
+        gains: relative performance gain per accepted client (0 where it has no baseline yet).
         quarantined: reason per client whose reply was not used.
         uplink_bytes: payload length per accepted client.
         epsilon: what the models so far have told of a client at most, at `privacy.delta`; None without `privacy`.
         downlink_bytes: what was sent to bring a client's machine the model, by client; empty where nothing had to be.
         dense_bytes: what one float32 delta would take.
         update_norm: L2 norm of the step the server took.
-        seconds: time per stage: clients, validate, aggregate, server_step.
+        seconds: time per stage: clients, validate, trial (where the server tries replies out), aggregate, server_step.
         robust: how the deltas were combined: none, clipped_mean, trimmed_mean or median.
         delta_norms: L2 norm per accepted client's delta before clipping; empty unless `clipped_mean`.
         step_size: factor of the server's learning rate.

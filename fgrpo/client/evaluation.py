@@ -34,7 +34,7 @@ def evaluate(policy: Policy, client: Client, config: Config, round_number: int) 
 
 
 def score(policy: Policy, client: Client, config: Config) -> Score:
-    """Score the model in the same way on `aggregation.gain_prompts` of a client's held-out prompts, or all of fewer."""
+    """Score the model as `evaluate` does, on `aggregation.gain_prompts` of what a client holds out, or all of less."""
     held_out = client.held_out()
     questions = [held_out[i] for i in spread(len(held_out), config.aggregation.gain_prompts)]
     values = _answer(policy, client, questions, config).values

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
+from fgrpo.client.of_the_run import described, of_the_run
 from fgrpo.client.owner import Client
 from fgrpo.client.sources import OfPartition, OfTasks, Source
 from fgrpo.client.stock import client_data
-from fgrpo.client.test_set import described, of_the_run
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError, FgrpoError
 from fgrpo.participation import evaluated, round_size

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError, RunError
-from fgrpo.records import TEST_SET, Evaluation, Report, RoundSummary, Sample, ServerState
+from fgrpo.records import TEST_SET, Evaluation, Report, RoundSummary, Sample, Score, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.curves import round_texts, round_values
 from fgrpo.show.sinks import curve_writer
@@ -24,6 +24,7 @@ def records(number):
         Report(c, number, 64, 640, number * scale, 0.1, 10.0, 0.5, {"loss": 0.25, "entropy": 1.5}, {"train": 2.0})
         for c, scale in zip(CLIENTS, (1.0, 10.0), strict=True)
     ]
+    reports[0] = replace(reports[0], heldout=Score(0.75, 0.5, 8))
     summary = RoundSummary(
         round=number,
         weights={"adder": 0.25, "ward 7": 0.75},
@@ -72,6 +73,7 @@ def test_every_measure_has_its_curve(folder):
         "reward/adder": {1: 1.0, 2: 2.0},
         "reward/ward 7": {1: 10.0, 2: 20.0},
         "degenerate/adder": {1: 0.5, 2: 0.5},
+        "heldout/adder": {1: 0.75, 2: 0.75},
         "loss/adder": {1: 0.25, 2: 0.25},
         "entropy/ward 7": {1: 1.5, 2: 1.5},
         "weight/ward 7": {1: 0.75, 2: 0.75},

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fgrpo.client.evaluation import evaluate
 from fgrpo.client.guard import guarded
+from fgrpo.client.of_the_run import described, of_the_run
 from fgrpo.client.policy import Policy
-from fgrpo.client.test_set import described, of_the_run
 from fgrpo.client.trial import try_out
 from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer

@@ -27,7 +27,7 @@ class Standing:
     """What a client came to, and what that is compared with.
 
     Attributes:
-        deviation: of single values, usually.
+        deviation: standard deviation of the single values that the baseline is a mean of.
     """
 
     now: Score
