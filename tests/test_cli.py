@@ -119,7 +119,7 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
         ),
         pytest.param(
             ["--clients.sums.tasks", "[{reasoning_gym: null, dataset: gone.csv}]"],
-            ["client sums", "gone.csv"],
+            ["clients.sums.tasks", "gone.csv"],
             id="missing-dataset",
         ),
         pytest.param(["--model", "/nowhere/at/all"], ["/nowhere/at/all"], id="missing-model"),
