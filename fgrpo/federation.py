@@ -61,7 +61,7 @@ def play_round(
         rule = make_rule(config.aggregation, trials)
         weights = dict(zip(clients, rule(reports, state.history, geometry), strict=True))
         combined = combine(deltas, weights, config.aggregation)
-        step_size = make_step_size(config.server)(geometry, combined.weights, state.step)
+        step_size = make_step_size(config)(geometry, combined.weights, state.step)
         learned = learn(state, reports, combined.weights, geometry, config, trials)
     with stopwatch("server_step"):
         params_P, optimizer = server_step(state.params_P, combined.delta_P, state.optimizer, config.server, step_size)

@@ -231,7 +231,7 @@ def _check_privacy(config: Config) -> None:
         raise ConfigError("privacy: aggregation.gain server follows from single deltas; use reward or heldout")
     if config.aggregation.robust != "none":
         raise ConfigError(f"privacy: aggregation.robust {config.aggregation.robust} is no weighted mean; use none")
-    if config.server.step not in _BLIND:
+    if config.server.step not in (None, *_BLIND):
         raise ConfigError(
             f"privacy: server.step {config.server.step} follows from single deltas; use {' or '.join(_BLIND)}"
         )

@@ -82,7 +82,8 @@ class ServerConfig:
 
     Args:
         optimizer: `plain` adds it, `momentum` is Nesterov's (as in DiLoCo), `adam` is FedAdam.
-        step: a factor of every step, from how the deltas lie to each other; `fgrpo rules` lists them.
+        step: a factor of every step, from how the deltas lie to each other; `fgrpo rules` lists them. Null is
+            `agreement` with the rule of that name and the optimizer `plain`, else `fixed`.
         lr: the server's learning rate; null means 1 for `plain`, 0.7 for `momentum`, 1e-3 for `adam`.
         momentum: momentum of `momentum`, first-moment decay of `adam`.
         beta2: second-moment decay of `adam`.
@@ -90,7 +91,7 @@ class ServerConfig:
     """
 
     optimizer: Literal["plain", "momentum", "adam"] = "plain"
-    step: Literal["fixed", "decay", "fedexp", "agreement"] = "fixed"
+    step: Literal["fixed", "decay", "fedexp", "agreement"] | None = None
     lr: float | None = None
     momentum: float = 0.9
     beta2: float = 0.99

@@ -11,7 +11,7 @@ from fgrpo.server.aggregation import WEIGHTINGS, gains
 from fgrpo.server.aggregation.gain import Trials, own_score
 from fgrpo.server.averages import mean_agreement, moved
 from fgrpo.server.geometry import Geometry
-from fgrpo.server.step_size import STEP_SIZES
+from fgrpo.server.step_size import STEP_SIZES, chosen_step
 from fgrpo.server.step_size.agreement import DECAY
 
 
@@ -56,7 +56,7 @@ def learn(
 
 def compares_deltas(config: Config) -> bool:
     """Whether the weighting or the step size looks at clients' last deltas, so that these must be kept."""
-    return WEIGHTINGS[config.aggregation.rule].compares_deltas or STEP_SIZES[config.server.step].compares_deltas
+    return WEIGHTINGS[config.aggregation.rule].compares_deltas or STEP_SIZES[chosen_step(config)].compares_deltas
 
 
 def updated_clients(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fgrpo.config import ServerConfig
+from fgrpo.config import Config
 from fgrpo.server.step_size.agreement import Agreement
 from fgrpo.server.step_size.base import StepSize
 from fgrpo.server.step_size.decay import Decay
 from fgrpo.server.step_size.fedexp import FedExP
 from fgrpo.server.step_size.fixed import Fixed
 
-__all__ = ["STEP_SIZES", "Agreement", "Decay", "FedExP", "Fixed", "StepSize", "make_step_size"]
+__all__ = ["STEP_SIZES", "Agreement", "Decay", "FedExP", "Fixed", "StepSize", "chosen_step", "make_step_size"]
 
 
 class Entry(NamedTuple):
@@ -36,6 +36,14 @@ STEP_SIZES = {
 }
 
 
-def make_step_size(config: ServerConfig) -> StepSize:
-    """Return the step size that a configuration names."""
-    return STEP_SIZES[config.step].step_size
+def chosen_step(config: Config) -> str:
+    """Return the name of the step size that a configuration names, or that belongs to its rule."""
+    if config.server.step is not None:
+        return config.server.step
+    agrees = config.aggregation.rule == "agreement" and config.server.optimizer == "plain"
+    return "agreement" if agrees else "fixed"
+
+
+def make_step_size(config: Config) -> StepSize:
+    """Return the step size of a configuration."""
+    return STEP_SIZES[chosen_step(config)].step_size

@@ -14,20 +14,19 @@ DECAY = 0.5  # of the moving average: a mean over clients is less noisy than one
 
 @dataclass(frozen=True)
 class Agreement:
-    """`spread * clamp(slope * c, least, most)`; `c` is the moving average of the clients' mean own cosine.
+    """`max(1, spread / 2) * clamp(slope * c, least, 1)`; `c` is the moving average of the clients' mean own cosine.
 
-    The spread undoes the division by K that a mean does to deltas which have nothing in common (as FedExP does by
-    half). The cosine is the part of a delta that is signal: the step that is best for a noisy estimate is in proportion
-    to it. It falls, and turns negative, where steps go too far, so the step size finds its own level. While nobody has
-    a past the factor is 1.
+    Half the spread, as in FedExP, undoes the division by K that a mean does to deltas which have nothing in common. The
+    cosine is the part of a delta that is signal: the step that is best for a noisy estimate is in proportion to it. It
+    falls, and turns negative, where steps go too far, so the step size finds its own level. While nobody has a past the
+    factor is 1.
     """
 
-    slope: float = 2.5
-    least: float = 0.1
-    most: float = 0.5
+    slope: float = 5.0
+    least: float = 0.2
 
     def __call__(self, geometry: Geometry, weights: Mapping[str, float], history: StepHistory) -> float:
         smoothed = moved(history.agreement, mean_agreement(weights, geometry.agreement), DECAY)
         if smoothed is None:
             return 1.0
-        return geometry.spread(weights) * max(self.least, min(self.most, self.slope * smoothed))
+        return max(1.0, geometry.spread(weights) / 2) * max(self.least, min(1.0, self.slope * smoothed))
