@@ -48,10 +48,12 @@ def linear_grpo_loss(
     logit_softcap: float | None = None,
     vocab_size: int | None = None,
     head_dtype: torch.dtype | None = None,
+    all_informative: bool = False,
 ) -> GRPOLoss:
     """`grpo_loss(head(hidden), ...)`, equal in loss, metrics and gradients, without the logits of all rows.
 
-    Rows without signal are left out before the first matrix product; on a GPU, counting them waits for the device once.
+    Rows without signal are left out before the first matrix product; on a GPU, counting them waits for the device once,
+    unless `all_informative` says that there are none.
     The logits are formed in blocks of rows. A token-level objective's gradient is known as soon as a block's logits
     are, so each block is turned into its gradient in place and multiplied on at once: three matrix products a row in
     all, two with a frozen weight, one under `torch.no_grad()`. A sequence-level objective first needs the
@@ -67,6 +69,8 @@ def linear_grpo_loss(
             float32, and not at all if it is frozen.
         bias, low_rank, temperature, logit_scale, logit_softcap, vocab_size, head_dtype: the head, as in
             `linear_token_logprobs`.
+        all_informative: every row carries signal, as the caller knows (see "informative" in `grpo_loss`). A row that
+            does not is computed all the same on a GPU, and an error on a CPU.
         others: as in `grpo_loss`.
 
     Returns:
@@ -115,14 +119,22 @@ def linear_grpo_loss(
     targets_N = as_constant(targets).reshape(-1)
     if torch.compiler.is_compiling():
         return _loss_of_logprobs(head, targets_N, terms)
-    index_n, terms = terms.informative_rows()
-    targets_n = targets_N[index_n]
-    check_targets("linear_grpo_loss", targets_n, head.options.vocab_size)
-    rows = all_rows(targets_n) if len(index_n) == len(targets_N) else Rows(index_n, targets_n)
+    if all_informative:
+        rows, terms = all_rows(targets_N.contiguous()), terms.every_row("linear_grpo_loss")
+    else:
+        rows, terms = _informative_rows(targets_N, terms)
+    check_targets("linear_grpo_loss", rows.targets_n, head.options.vocab_size)
     grad_enabled = torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
         loss, logp_n, entropy_n = _LinearGRPOLoss.apply(*head.tensors, head.options, rows, terms, grad_enabled)
     return GRPOLoss(loss, terms.metrics(logp_n, entropy_n))
+
+
+def _informative_rows(targets_N: Tensor, terms: PolicyTerms) -> tuple[Rows, PolicyTerms]:
+    """Those that can change the loss or its gradient; on a GPU this waits for the device."""
+    index_n, terms = terms.informative_rows()
+    targets_n = targets_N[index_n]
+    return (all_rows(targets_n) if len(index_n) == len(targets_N) else Rows(index_n, targets_n)), terms
 
 
 def _loss_of_logprobs(head: Head, targets_N: Tensor, terms: PolicyTerms) -> GRPOLoss:

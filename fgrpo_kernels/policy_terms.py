@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fgrpo_kernels.checks import can_look_at
 from fgrpo_kernels.kl import ESTIMATORS, KL, k3
 from fgrpo_kernels.objectives.base import MAX_LOG_RATIO, Objective, Tokens, bounded_exp
 
@@ -69,6 +70,19 @@ class PolicyTerms:
         """Indices `[n]` of the rows that can change the loss or its gradient, in order, and their terms."""
         rows = self.informative_mask().nonzero().squeeze(1)
         return rows, replace(self.select(rows), total_weight=self.weights_N.sum())._without_weightless_values()
+
+    def every_row(self, op: str) -> PolicyTerms:
+        """The terms of all rows, as a caller says that each of them is informative; where that is free, it is checked.
+
+        Raises:
+            ValueError: one is not.
+        """
+        if can_look_at(self.weights_N) and not bool((informative_N := self.informative_mask()).all()):
+            raise ValueError(
+                f"{op}: all_informative, but {int((~informative_N).sum())} of {len(informative_N)} rows have no signal "
+                "(weight 0, or no term of the loss other than 0); leave those rows out, or all_informative"
+            )
+        return replace(self, total_weight=self.weights_N.sum())._without_weightless_values()
 
     def informative_mask(self) -> Tensor:
         """bool `[N]`: the rows that can change the loss or its gradient.

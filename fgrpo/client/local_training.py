@@ -11,7 +11,7 @@ from fgrpo.client.loss_batches import LossBatch, Minibatch, loss_batches
 from fgrpo.client.masters import Masters
 from fgrpo.client.owner import Client
 from fgrpo.client.policy import Policy
-from fgrpo.client.proximal import add_proximal
+from fgrpo.client.proximal import add_proximal, anchors
 from fgrpo.client.rollout_batches import roll_out
 from fgrpo.client.tally import Tally
 from fgrpo.config import Config
@@ -31,6 +31,7 @@ def train_locally(
     """
     train, tally = config.train, Tally()
     optimizer = torch.optim.AdamW(masters.parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+    start = anchors(masters.parameters, masters.start, train.proximal)
     for step in range(train.local_steps):
         batch = (round_number - 1) * train.local_steps + step
         rollouts, advantages_B = roll_out(policy, client, config, batch, stopwatch, tally)
@@ -41,7 +42,7 @@ def train_locally(
             for batches in parts * train.updates_per_rollout:
                 metrics = backward(policy, batches, config)
                 masters.take_gradients()
-                add_proximal(masters.parameters, masters.start, train.proximal)
+                add_proximal(masters.parameters, start, train.proximal)
                 if train.max_grad_norm > 0:
                     norm = torch.nn.utils.clip_grad_norm_(masters.parameters, train.max_grad_norm)
                     tally.add_metrics({"grad_norm": norm})

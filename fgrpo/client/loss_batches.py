@@ -14,7 +14,7 @@ from fgrpo_kernels.shared_prompts import PrefixBatch, share_padded_prompts
 
 @dataclass(frozen=True)
 class LossBatch:
-    """Model inputs, and the terms of the loss for each of the N tokens that they predict.
+    """Model inputs, and the terms of the loss for each of the N tokens that they predict, all of which carry signal.
 
     Attributes:
         inputs: which hidden states there are, and which of them predict the tokens.

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from fgrpo.client.device_masks import mask_without_looking
 from fgrpo.client.quantization import compute_as_in_training, quantized_loading
 from fgrpo.config import PACKAGED_MODELS, Config, LoraConfig
 from fgrpo.errors import ConfigError, how_to_install
@@ -65,6 +66,7 @@ def load_model(config: Config) -> tuple[nn.Module, Any]:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     model.to(device)
+    mask_without_looking(model)
     if not config.train.model_dropout:
         switch_off_dropout(model)
     if config.lora is not None:

@@ -80,8 +80,8 @@ class Policy:
         options |= {"old_logp": batch.old_logp_N, "ref_logp": batch.ref_logp_N, "sequence_ids": batch.sequence_ids_N}
         if not self.plain_head:
             return grpo_loss(rows, *terms, **options)
-        head = _head(self.model)
-        return linear_grpo_loss(rows, head.weight, *terms, bias=head.bias, **options)
+        head = _head(self.model)  # a batch holds no row without signal, so that nobody has to ask the device
+        return linear_grpo_loss(rows, head.weight, *terms, bias=head.bias, all_informative=True, **options)
 
     @torch.no_grad()
     def reference_logp(self, batch: LossBatch, temperature: float) -> Tensor:

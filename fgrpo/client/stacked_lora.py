@@ -76,7 +76,7 @@ class Stack:
 
     Attributes:
         parameters: for each client what an optimiser takes; the tensors share memory with the stack.
-        start: what every client was loaded with, views of the flat vector.
+        start: what every client was loaded with, views of a flat vector on the model's device.
     """
 
     start: Sequence[Tensor]
@@ -97,7 +97,7 @@ class Stack:
     @torch.no_grad()
     def load(self, params_P: Tensor) -> None:
         """Have every client start from the same parameters, float32 [P]."""
-        self.start = params_P.split([p[0].numel() for p in self._stacked])
+        self.start = params_P.to(self._stacked[0].device).split([p[0].numel() for p in self._stacked])
         for p, values in zip(self._stacked, self.start, strict=True):
             p.copy_(values.view_as(p[0]).expand_as(p))
 

@@ -141,8 +141,11 @@ def _stacked_batches(policy: Policy, minibatches: dict[int, Minibatch], config: 
         (whole,) = with_references(policy, [batch.to(device)], config)
         if whole.ref_logp_N is not None:
             ref_logp_N = whole.ref_logp_N
-            own = {k: part.with_reference(ref_logp_N[index[k].to(device)]) for k, part in own.items()}
-        found.append(_StackedBatch(whole, batch.inputs.owners(client_B).to(device), own))
+            own = {
+                k: part.with_reference(ref_logp_N[index[k].to(device, non_blocking=True)]) for k, part in own.items()
+            }
+        client_R = batch.inputs.owners(client_B).to(device, non_blocking=True)
+        found.append(_StackedBatch(whole, client_R, own))
     return found
 
 

@@ -55,7 +55,7 @@ class Tally:
             failure = f": {self.failure}" if self.failure else ""
             raise TaskError(f"none of {len(rewards)} completions got a reward{failure}") from self.cause
         tokens = int(torch.stack(self.tokens).sum())
-        metrics = {name: torch.stack(values).double().mean().item() for name, values in self.metrics.items()}
+        metrics = _means(self.metrics)
         if len(self.parts) > 1:
             metrics |= {f"reward/{name}": sum(values) / len(values) for name, values in self.parts.items() if values}
         return Report(
@@ -76,3 +76,11 @@ class Tally:
             informative=int(torch.stack(self.informative).sum()),
             groups=sum(map(len, self.degenerate)),
         )
+
+
+def _means(metrics: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """The mean of each, brought from the device in one transfer."""
+    if not metrics:
+        return {}
+    means = torch.stack([torch.stack(values).double().mean() for values in metrics.values()])
+    return dict(zip(metrics, means.tolist(), strict=True))

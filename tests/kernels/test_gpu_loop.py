@@ -1,6 +1,8 @@
 """The federated loop's training on a device: how often the host waits for it."""
 
 import warnings
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,45 +16,81 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def policy():
     from fgrpo.client.policy import Policy
+    from fgrpo.config import LoraConfig
 
-    return Policy.load(configuration())
+    policy = Policy.load(replace(configuration(), lora=LoraConfig(rank=2)))
+    waits(policy, configuration())  # once what is compiled and set up at a first use
+    return policy
 
 
-def configuration(**train):
+def configuration(steps=1, tokens=3, **train):
     from fgrpo.config import ClientConfig, Config, RolloutConfig, TaskConfig, TrainConfig
 
     sums = TaskConfig(reasoning_gym="chain_sum", params={"min_terms": 2, "max_terms": 2})
     return Config(
         device="cuda",
-        clients={"sums": ClientConfig([sums])},
-        rollout=RolloutConfig(prompts_per_step=4, group_size=2, max_new_tokens=3),
-        train=TrainConfig(local_steps=1, entropy_coef=0.01, **train),  # so every sequence has signal
+        clients={name: ClientConfig([sums]) for name in ("one", "other")},
+        rollout=RolloutConfig(prompts_per_step=4, group_size=2, max_new_tokens=tokens),
+        train=TrainConfig(local_steps=steps, entropy_coef=0.01, **train),  # so every sequence has signal
     )
 
 
-def waits(policy, config):
-    """How often a client's local training waits for the device."""
+def waits(policy, config, together=False):
+    """How often local training waits for the device, of one client or of both at once; by what it says."""
     from fgrpo.client.local_training import train_locally
     from fgrpo.client.masters import Masters
     from fgrpo.client.owners import make_clients
+    from fgrpo.client.stacked_lora import stacked
+    from fgrpo.client.stacked_training import train_together
     from fgrpo.stopwatch import Stopwatch
     from fgrpo.wire.parameters import flatten
 
-    masters, (client,) = Masters(policy.model, flatten(policy.model)), make_clients(config)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            train_locally(policy, masters, client, config, 1, Stopwatch())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    start_P, clients = flatten(policy.model), make_clients(config)
+    with stacked(policy.model, len(clients)) if together else warnings.catch_warnings() as stack:
+        if together:
+            stack.load(start_P)
+            train, of = train_together, (policy, stack, clients, config, 1, [Stopwatch() for _ in clients])
+        else:
+            train, of = train_locally, (policy, Masters(policy.model, start_P), clients[0], config, 1, Stopwatch())
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                train(*of)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return Counter(str(warning.message) for warning in caught if "synchronizing" in str(warning.message))
 
 
-def test_a_minibatch_waits_twice_at_most(policy):
-    """Once for the head, which has to know how many rows count."""
-    one, four = (waits(policy, configuration(minibatches=n)) for n in (1, 4))
-    assert len(four) - len(one) <= 2 * 3, (one, four)
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        pytest.param({}, {}, id="shared prompts"),
+        pytest.param({"shares_prefixes": False}, {"level": "sequence", "proximal": 0.1}, id="a row each"),
+        pytest.param({"plain_head": False}, {"beta": 0.1}, id="logits, with a reference"),
+    ],
+)
+def test_a_minibatch_does_not_wait(policy, changes, options):
+    policy = replace(policy, **changes)
+    one, four = (waits(policy, configuration(minibatches=n, **options)) for n in (1, 4))
+    assert four == one
+
+
+def test_a_minibatch_of_several_clients_does_not_wait(policy):
+    one, four = (waits(policy, configuration(minibatches=n), together=True) for n in (1, 4))
+    assert four == one
+
+
+def test_a_step_waits_once(policy):
+    """For its rollouts; a client's round once more, for its report."""
+    one, two = (waits(policy, configuration(steps=n)) for n in (1, 2))
+    assert (one.total(), two.total()) == (2, 3), (one, two)
+
+
+def test_tokens_do_not_wait_but_every_eighth(policy):
+    """Which asks who has ended."""
+    few, many = (waits(policy, configuration(tokens=n)) for n in (2, 9))
+    assert many.total() - few.total() == 1, (few, many)
 
 
 def test_a_round_that_encodes_on_the_device(policy):

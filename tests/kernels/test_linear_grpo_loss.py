@@ -145,6 +145,17 @@ def test_only_informative_rows_reach_the_head(options, rows):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_rows_that_all_carry_signal_are_not_looked_for(level):
+    case = make_case()
+    arguments = arguments_of(case, level, beta=0.1, weights=torch.full((B, T), 0.1))
+    expected = run(linear_grpo_loss, arguments)
+    got = run(linear_grpo_loss, arguments | {"all_informative": True})
+    assert all(torch.equal(x, y) for x, y in zip(tree_leaves(got), tree_leaves(expected), strict=True))
+    with pytest.raises(ValueError, match=rf"all_informative, but {(~case.mask_BT).sum()} of {B * T} rows"):
+        linear_grpo_loss(**arguments_of(case, level, beta=0.1), all_informative=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_rows_of_weight_zero_may_hold_anything(level):
     case = make_case()
     arguments = arguments_of(case, level, beta=0.1)

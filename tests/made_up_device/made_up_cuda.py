@@ -82,6 +82,7 @@ def install() -> None:
         setattr(torch, name, on_device(getattr(torch, name)))
     for name in LIKE:
         setattr(torch, name, like(getattr(torch, name)))
+    torch._C._group_tensors_by_device_and_dtype = by_device(torch._C._group_tensors_by_device_and_dtype)
     Tensor.to = moving(Tensor.to)
     Tensor.cpu = lambda self, **_: moved(self, torch.device("cpu"), False)
     Tensor.cuda = lambda self, *_, non_blocking=False, **__: moved(self, DEVICE, non_blocking)
@@ -159,6 +160,18 @@ def first_operation_without_dtensor() -> None:
         del sys.modules[name]
 
 
+def by_device(group: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's groups of tensors by device and dtype, which its C++ makes."""
+
+    @functools.wraps(group)
+    def grouped(tensors: Any, with_indices: bool = False) -> Any:
+        there = isinstance(tensors[0][0], MadeUpTensor)
+        found = group(tensors, with_indices)
+        return {(DEVICE if there else device, dtype): part for (device, dtype), part in found.items()}
+
+    return grouped
+
+
 def is_made_up(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -170,9 +183,10 @@ def on_device(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Tensor:
         if not is_made_up(device):
             return factory(*args, **kwargs) if device is None else factory(*args, device=device, **kwargs)
-        if factory.__name__ in ("tensor", "as_tensor"):  # made on the host, and brought over
+        made = factory(*map(unwrap, args), **kwargs)
+        if factory.__name__ in ("tensor", "as_tensor") and made.numel():  # made on the host, and brought over
             WATCH.wait(factory.__name__)
-        return wrap(factory(*map(unwrap, args), **kwargs))  # type: ignore[no-any-return]
+        return wrap(made)  # type: ignore[no-any-return]
 
     return make
 

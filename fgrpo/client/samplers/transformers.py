@@ -43,8 +43,10 @@ def _decode(reader: Reader, prompts: Prompts, request: Request, tokens_BT: Tenso
     The suffix A is for the rows that are still in the batch.
     """
     rows, device = len(tokens_BT), tokens_BT.device
-    uniform_TA = None if request.greedy else uniforms(request.seed, request.max_new_tokens, rows).to(device)
-    end_ids = torch.tensor(request.end_ids, dtype=torch.int64, device=device)
+    uniform_TA = None
+    if not request.greedy:
+        uniform_TA = uniforms(request.seed, request.max_new_tokens, rows).to(device, non_blocking=True)
+    end_ids = torch.tensor(request.end_ids, dtype=torch.int64).to(device, non_blocking=True)
     tokens_per_question = _tokens_per_question(device)
     row_A = torch.arange(rows, device=device)
     ended_A = torch.zeros(rows, dtype=torch.bool, device=device)
