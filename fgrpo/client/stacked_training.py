@@ -140,10 +140,8 @@ def _stacked_batches(policy: Policy, minibatches: dict[int, Minibatch], config: 
         own = {k: batch.only(of_client).to(device) for k, of_client in index.items()}
         (whole,) = with_references(policy, [batch.to(device)], config)
         if whole.ref_logp_N is not None:
-            ref_logp_N = whole.ref_logp_N
-            own = {
-                k: part.with_reference(ref_logp_N[index[k].to(device, non_blocking=True)]) for k, part in own.items()
-            }
+            there = {k: of_client.to(device, non_blocking=True) for k, of_client in index.items()}
+            own = {k: part.with_reference(whole.ref_logp_N[there[k]]) for k, part in own.items()}
         client_R = batch.inputs.owners(client_B).to(device, non_blocking=True)
         found.append(_StackedBatch(whole, client_R, own))
     return found

@@ -1,5 +1,7 @@
 """Shared prompts through real architectures: the hidden states and gradients of each sequence on its own."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import (
@@ -20,7 +22,7 @@ from transformers import (
 
 from fgrpo_kernels.models import shared_attention
 from fgrpo_kernels.models.shared_attention import disable_shared_attention, enable_shared_attention
-from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs
+from fgrpo_kernels.models.shared_decoder import can_share_prompts, decoder_inputs, rounding_anew
 from fgrpo_kernels.shared_prompts import share_prompts
 
 V = 97
@@ -153,6 +155,32 @@ def test_bfloat16_and_autocast():
         assert hidden_states(model, decoder_inputs(batch, model)).isfinite().all()
     half = model.bfloat16()
     assert can_share_prompts(half, lambda inputs: hidden_states(half, inputs))
+
+
+@pytest.mark.parametrize(("name", "steepness"), [("gpt2", 1), ("gemma2, windows", 4), ("llama", 16)])
+def test_last_bits_do_not_decide_in_16_bits(name, steepness):
+    """Shared rows rounded in their own way are the same states; under a mask that shows all that came before, not."""
+    model = model_of(SHARING[name]).bfloat16()
+    for parameter in model.parameters():
+        parameter.data *= steepness if parameter.ndim == 2 else 1
+    calls = []
+
+    def rounded(inputs):
+        calls.append(inputs)
+        with rounding_anew(model) if len(calls) == 1 else nullcontext():
+            return hidden_states(model, inputs)
+
+    def seeing_all(inputs):
+        length = inputs["input_ids"].shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(inputs["input_ids"]), 1, -1, -1)
+        blocked = torch.zeros(causal.shape, dtype=model.dtype).masked_fill(~causal, torch.finfo(model.dtype).min)
+        is_shared = len(inputs["input_ids"]) == 2
+        mask = inputs["attention_mask"]
+        masks = dict.fromkeys(mask, blocked) if isinstance(mask, dict) else blocked
+        return hidden_states(model, inputs | ({"attention_mask": masks} if is_shared else {}))
+
+    assert can_share_prompts(model, rounded)
+    assert not can_share_prompts(model, seeing_all)
 
 
 def test_flex_attention_takes_a_block_mask():
