@@ -17,6 +17,7 @@ def adapt() -> None:
     """Make all these changes, once, for as long as the process runs."""
     round_to_nearest()
     spread_comparisons_as_they_are()
+    loop_to_numbers_in_blocks_of_one()
     patch_the_language_once_a_launch()
     look_for_overflows(False)
 
@@ -52,6 +53,17 @@ def spread_comparisons_as_they_are() -> None:
         return splat(self, block_type, interpreter.TensorHandle(x.data, tl.int1) if is_bool else x)
 
     builder.create_splat = as_it_is
+
+
+def loop_to_numbers_in_blocks_of_one() -> None:
+    """Triton 3.6 hands the bounds of a loop to NumPy as arrays of one element, which NumPy 2.4 takes for no number."""
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = with_index
 
 
 def patch_the_language_once_a_launch() -> None:
