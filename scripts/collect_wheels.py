@@ -3,16 +3,19 @@
     python scripts/collect_wheels.py wheels               # here: downloads them, and checks that they suffice
     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site     # there
 
-The check installs them, and nothing else, beside a torch that is only looked up, and imports what is used.
+The check installs them and imports what is used, in an empty environment that has torch and Triton, with what they need,
+as links to what is installed here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,27 +38,32 @@ IMPORTS = (
 )
 
 
-def pins(wanted: Sequence[str]) -> list[str]:
-    """The wanted packages and all that they need, in the versions that are installed here; without one, the newest."""
-    found: dict[str, str] = {}
+def needed(wanted: Sequence[str], besides: Sequence[str] = ()) -> dict[str, metadata.Distribution | None]:
+    """The wanted packages and all that they need, as they are installed here; None for what is not."""
+    found: dict[str, metadata.Distribution | None] = {}
     left = [Requirement(name) for name in wanted]
     while left:
         need = left.pop()
         name = canonicalize_name(need.name)
-        if name in found or name in GIVEN:
+        if name in found or name in besides:
             continue
         try:
-            distribution = metadata.distribution(name)
+            found[name] = distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            found[name] = name
+            found[name] = None
             continue
-        found[name] = f"{name}=={distribution.version}"
         extras = need.extras or {""}
         for line in distribution.requires or ():
             requirement = Requirement(line)
             if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras):
                 left.append(requirement)
-    return sorted(found.values())
+    return found
+
+
+def pins() -> list[str]:
+    """What to carry, in the versions that are installed here; without one, the newest."""
+    found = needed(WANTED, besides=GIVEN).items()
+    return sorted(name if package is None else f"{name}=={package.version}" for name, package in found)
 
 
 def download(folder: Path, python: str) -> None:
@@ -63,7 +71,7 @@ def download(folder: Path, python: str) -> None:
     platforms = [f"manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_17", "2014", "1")]
     chosen = [word for platform in platforms for word in ("--platform", platform)]
     there = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *chosen]
-    left = pins(WANTED)
+    left = pins()
     while left:
         done = pip("download", "--dest", str(folder), *there, *left)
         if done.returncode == 0:
@@ -84,19 +92,30 @@ def pip(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def check(folder: Path) -> list[str]:
     """What does not import from these wheels, each in one line; empty if they suffice."""
-    with tempfile.TemporaryDirectory() as site:
+    with tempfile.TemporaryDirectory() as root:
+        python, site = environment_there(Path(root) / "there"), Path(root) / "site"
         wheels = [str(wheel) for wheel in sorted(folder.glob("*.whl"))]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*pip, "--target", site, *wheels], check=True)
+        done = pip("install", "--no-index", "--no-compile", "--target", str(site), *wheels)
+        if done.returncode != 0:
+            return [f"pip cannot install the wheels: {done.stderr.strip().splitlines()[-1]}"]
         failures = []
         for modules in IMPORTS:
-            # Nothing else that is installed here may help out: torch is imported first, and then forgotten from where.
-            forget = "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]"
-            code = f"import sys, torch; {forget}; sys.path[:0] = [{site!r}]; import {modules}"
-            done = subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True)
+            command, path = [str(python), "-c", f"import {modules}"], os.environ | {"PYTHONPATH": str(site)}
+            done = subprocess.run(command, cwd=root, env=path, capture_output=True, text=True)
             if done.returncode != 0:
                 failures.append(f"{modules}: {done.stderr.strip().splitlines()[-1]}")
     return failures
+
+
+def environment_there(folder: Path) -> Path:
+    """Make an environment with nothing but what is given on the GPU machine; return its Python."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for package in needed(GIVEN).values():
+        files = [] if package is None else package.files or []
+        for name in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            (site / name).symlink_to(str(package.locate_file(name)))
+    return folder / "bin" / "python"
 
 
 def main() -> int:
