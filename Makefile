@@ -9,7 +9,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build lint format clean
+.PHONY: train train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build gpu-coverage lint format clean
 
 train: $(READY)
 	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
@@ -56,6 +56,17 @@ gpu-train: gpu-build
 	$(ON_GPU) train $(BENCH)
 gpu-build:
 	$(PYTHON) setup.py build_ext --inplace
+
+# How many of the lines that run on a GPU alone, or measure, the tests run without one; in minutes, processes that are
+# started included. Needs `pip install coverage`.
+gpu-coverage: export COVERAGE_PROCESS_START = $(CURDIR)/pyproject.toml
+gpu-coverage: export COVERAGE_FILE = $(CURDIR)/runs/coverage/lines
+gpu-coverage: export OMP_NUM_THREADS = 1
+gpu-coverage: $(READY)
+	rm -rf runs/coverage && mkdir -p runs/coverage
+	$(BIN)/python -m pytest tests/kernels/test_made_up_device.py tests/benchmarks
+	$(BIN)/python -m coverage combine --quiet --rcfile pyproject.toml
+	$(BIN)/python -m coverage report --rcfile pyproject.toml
 
 # The ops as a folder that the `kernels` package loads (docs/hub.md). Uploads nothing.
 hub:

@@ -3,8 +3,8 @@
     python scripts/collect_wheels.py wheels               # here: downloads them, and checks that they suffice
     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site     # there
 
-The check installs them and imports what is used, in an empty environment that has torch and Triton, with what they need,
-as links to what is installed here.
+The check installs them and imports what is used, in an empty environment that has torch and Triton, with what they
+need, as links to what is installed here.
 """
 
 from __future__ import annotations

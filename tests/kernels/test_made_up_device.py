@@ -14,6 +14,7 @@ if not HAS_TRITON or INTERPRETED:
     pytest.skip("starts Triton's interpreter itself, once", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
+OPS = {"grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec"}
 MADE_UP = ROOT / "tests" / "made_up_device"
 
 
@@ -34,9 +35,23 @@ def make(target, options, out):
     return found
 
 
+def test_pytest_benchmark(tmp_path):
+    """The benchmarks' cases as tests; one's are run."""
+    out = tmp_path / "out.json"
+    sizes = {"DEVICE": "cuda", "ROWS": "2", "PARAMETERS": "1024", "ROUNDS": "1"}
+    environment = os.environ | sizes | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(MADE_UP)])}
+    files = [f"benchmarks/bench_{op}.py" for op in OPS]
+    chosen = "token_logprobs and not backward and not vocabulary and not rows and not trl"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", chosen, "--benchmark-json", out]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    timed = {record["name"]: record["extra_info"] for record in json.loads(out.read_text())["benchmarks"]}
+    assert timed["test_token_logprobs[forward: eager]"].keys() >= {"times_ours"}
+
+
 def test_gpu(tmp_path):
     found = make("gpu", "--rows 2 --parameters 1024 --rounds 1", tmp_path)
-    assert found.keys() == {"grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec"}
+    assert found.keys() == OPS
     for content in found.values():
         reasons = [record.get("not_measured", "") for record in content["results"]]
         assert all(reason.startswith("not installed") for reason in reasons if reason), reasons
