@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgrpo import __version__
 from fgrpo.errors import FgrpoError, Interrupted
+from fgrpo.quiet import be_quiet
 from fgrpo.show.loading import Loading
 
 if TYPE_CHECKING:
@@ -23,22 +22,9 @@ if TYPE_CHECKING:
     from fgrpo.study.spec import Study
 
 
-# Read by libraries when they are imported, which happens later; whoever sets one outside keeps their value.
-_ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "0",  # threads that wait by spinning make two runs on the same cores 20 times slower than one
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",  # our own display speaks, and no library beside it
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for an error that a person can mend, 130 when interrupted."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    be_quiet()
     parser, arguments, overrides = _parse(argv)
     if overrides and not arguments.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +15,7 @@ from fgrpo.config import Config
 from fgrpo.engines.shared import SharedMemory, frozen_bytes
 from fgrpo.errors import FgrpoError
 from fgrpo.processes import serve_only
+from fgrpo.quiet import be_quiet
 from fgrpo.residuals import Residuals
 from fgrpo.wire.parameters import Manifest, flatten
 
@@ -113,7 +113,7 @@ class Refused:
 def serve(connection: Connection, config: Config, threads: int) -> None:
     """Be a worker: answer every job that comes through the connection with stages, then `Done` or `Refused`."""
     serve_only()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    be_quiet()
     try:
         workplace = _open(config, threads)
         model = workplace.policy.model

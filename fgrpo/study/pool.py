@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from multiprocessing.process import BaseProcess
 
 from fgrpo.errors import FgrpoError
 from fgrpo.processes import forking_context, last_words, serve_only
+from fgrpo.quiet import be_quiet
 from fgrpo.study.agenda import Agenda, Watcher
 from fgrpo.study.plan import Cell
 
@@ -125,7 +125,7 @@ class _Pool:
 def _serve(line: Connection, play: Play) -> None:
     """Play every cell that comes through the line."""
     serve_only()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    be_quiet()
     while True:
         try:
             cell = line.recv()

@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from fgrpo.client.model import is_adapted
 from fgrpo.client.samplers.base import Prompts
 
-_STATE = "cache_params"  # what transformers calls the cache of models without attention
+# What transformers calls a model's memory: 5.24 and later, before, and of models without attention before.
+_CACHES = ("cache", "past_key_values", "cache_params")
 
 
 class Reader(Protocol):
@@ -68,10 +70,11 @@ class CacheReader:
 
     Args:
         picks: whether the cache's rows may be picked. Some caches cannot, or do it wrong.
+        masks: whether tokens that are read on come with the mask. A state has been through the padding already.
     """
 
-    def __init__(self, model: nn.Module, picks: bool = True) -> None:
-        self._model, self.picks = _Model(model), picks
+    def __init__(self, model: nn.Module, picks: bool = True, masks: bool = True) -> None:
+        self._model, self.picks, self._masks = _Model(model), picks, masks
         self._cache: dict[str, Any] = {}
 
     def start(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -90,9 +93,9 @@ class CacheReader:
             cache.reorder_cache(index)
 
     def _forward(self, tokens_BL: Tensor, positions_BL: Tensor) -> Tensor:
-        mask_BL = None if _STATE in self._cache else self._mask_BL  # a state has been through the padding already
+        mask_BL = self._mask_BL if self._masks or not self._cache else None
         output = self._model(tokens_BL, mask_BL, positions_BL, use_cache=True, **self._cache)
-        self._cache = {name: output[name] for name in ("past_key_values", _STATE) if name in output}
+        self._cache = next(({name: output[name]} for name in _CACHES if name in output), {})
         return output.logits[:, -1]
 
 
@@ -134,13 +137,13 @@ def find_reader(model: nn.Module) -> Callable[[], Reader]:
     """
     exact_NV = _trial(model, RereadingReader(model))
     eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    for picks in (True, False):
+    for picks, masks in product((True, False), repeat=2):
         try:
-            tried_NV = _trial(model, CacheReader(model, picks))
+            tried_NV = _trial(model, CacheReader(model, picks, masks))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # a cache of another kind
             continue
         if _agree(tried_NV, exact_NV, math.sqrt(eps)):
-            return partial(CacheReader, model, picks)
+            return partial(CacheReader, model, picks, masks)
     return partial(RereadingReader, model)
 
 
