@@ -33,7 +33,7 @@ class AggregationConfig:
     """How clients are weighed, and their deltas combined. See `docs/aggregation.md` and `docs/robust.md`.
 
     Args:
-        rule: how clients are weighed; `fgrpo rules` lists them.
+        rule: how clients are weighed; `fgrpo rules` lists them, and `docs/aggregation.md` says why this is the default.
         n_k: what a client's share is counted by in `fgrpo`, `fedavg` and `reward`: its training `rows`, as FedAvg was
             published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or, of the
             round, the `sequences` or `tokens` that it trained on or the sequences in `informative` groups, whose
@@ -57,8 +57,8 @@ class AggregationConfig:
         trim: trimmed_mean: clients dropped at each end, so many may be hostile.
     """
 
-    rule: Literal["fgrpo", "fedavg", "uniform", "reward", "informative", "agreement", "lagging", "upgrad", "mgda"] = (
-        "fgrpo"
+    rule: Literal["agreement", "fgrpo", "fedavg", "uniform", "reward", "informative", "lagging", "upgrad", "mgda"] = (
+        "agreement"
     )
     n_k: Literal["rows", "sequences", "tokens", "informative"] = "rows"
     tau: float = 1.0

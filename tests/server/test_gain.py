@@ -33,7 +33,7 @@ def report(client, reward=0.5, heldout=None):
 
 
 def gain(told, past=None, trials=None, **config):
-    return make_rule(AggregationConfig(clip=10.0, **config), trials).gain(told, past)
+    return make_rule(AggregationConfig("fgrpo", clip=10.0, **config), trials).gain(told, past)
 
 
 def test_a_held_out_gain_is_over_the_own_past_in_its_own_unit():
@@ -93,7 +93,8 @@ def test_a_liar_about_its_reward_gets_more_weight_from_its_word_and_none_from_th
     start_P, found = flatten(policy.model), {}
     for measured in ("reward", "server"):
         tasks = PUBLIC_TASKS if measured == "server" else []
-        rule = AggregationConfig(tau=0.2, clip=10.0, cap=1.0, gain=measured, gain_prompts=6, gain_tasks=tasks)
+        gain = {"gain": measured, "gain_prompts": 6, "gain_tasks": tasks}
+        rule = AggregationConfig("fgrpo", tau=0.2, clip=10.0, cap=1.0, **gain)
         config = replace(
             small_config,
             aggregation=rule,
@@ -192,7 +193,7 @@ def test_every_client_holds_prompts_out_where_its_gain_is_measured_on_them(small
         ({"aggregation": AggregationConfig(gain_prompts=0)}, "gain_prompts: got 0, expected at least 1"),
         (
             {
-                "aggregation": AggregationConfig(gain="server", gain_tasks=PUBLIC_TASKS),
+                "aggregation": AggregationConfig("fgrpo", gain="server", gain_tasks=PUBLIC_TASKS),
                 "privacy": PrivacyConfig(1.0, 1.0),
             },
             "privacy: aggregation.gain server follows from single deltas",

@@ -46,7 +46,7 @@ def test_the_bound_is_the_rules_not_the_rounds():
 
 def test_a_step_that_deltas_decide_is_refused():
     with pytest.raises(ConfigError, match=r"^privacy: server.step fedexp"):
-        check(Config(server=ServerConfig(step="fedexp"), privacy=PRIVACY))
+        check(Config(aggregation=AggregationConfig("fgrpo"), server=ServerConfig(step="fedexp"), privacy=PRIVACY))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_step_that_deltas_decide_is_refused():
     ],
 )
 def test_what_would_void_it_is_refused_by_name(aggregation, named):
-    config = Config(aggregation=AggregationConfig(**aggregation), privacy=PRIVACY)
+    config = Config(aggregation=AggregationConfig(**{"rule": "fgrpo", **aggregation}), privacy=PRIVACY)
     with pytest.raises(ConfigError, match=f"^privacy: {named}"):
         check(config)
     check(replace(config, privacy=None))

@@ -21,6 +21,7 @@ lora: {rank: 8}
 """
 FGRPO = """
 clients: {ward: {tasks: [{reasoning_gym: gcd, params: {max_value: 60}}, {reasoning_gym: chain_sum}]}}
+aggregation: {rule: fgrpo}
 train: {lr: 1.0e-4}
 evaluation: {tasks: [{dataset: test.jsonl}]}
 output_dir: elsewhere

@@ -218,7 +218,7 @@ def test_pictures_are_files_too(page):
 
 def test_title_and_first_lines_tell_the_run_from_another(page):
     html = read(page)
-    said = ("model tiny", "rule fgrpo", "codec int4, block 64", "seed 0", "date 2026-11-28 09:01 UTC")
+    said = ("model tiny", "rule agreement", "codec int4, block 64", "seed 0", "date 2026-11-28 09:01 UTC")
     assert html.title == f"FGRPO run run: {', '.join(said)}"
     first = " ".join(html.text.partition(html.title)[2].split("Learning")[0].split())
     assert first.endswith(" · ".join(said))

@@ -69,7 +69,7 @@ def moved(engine, *clients, number=1):
 
 def test_the_server_tries_replies_out_itself(grid, config, small_config):
     tasks = small_config.clients["sums"].tasks
-    rule = AggregationConfig(clip=10.0, gain="server", gain_prompts=6, gain_tasks=tasks)
+    rule = AggregationConfig("fgrpo", clip=10.0, gain="server", gain_prompts=6, gain_tasks=tasks)
     engine = Flower(grid, replace(config, aggregation=rule))
     asks = sum(len(node.asks) for node in grid.nodes.values())
     _, (summary,) = play(engine, replace(config, aggregation=rule))
@@ -370,7 +370,8 @@ def shared(size):
 def test_a_thousand_nodes_do_not_make_the_server_grow(config, manifest):
     grid = LocalGrid()
     grid.nodes = {number: Light(manifest, f"client-{number:04d}") for number in range(1000)}
-    many = replace(config, participation=ParticipationConfig(clients_per_round=64))
+    rule = AggregationConfig("fgrpo")  # agreement keeps each client's last delta, in the run's folder, and here is none
+    many = replace(config, aggregation=rule, participation=ParticipationConfig(clients_per_round=64))
     engine, state, resident = Flower(grid, many), None, []
     assert len(engine.clients) == 1000
     for _ in range(5):
