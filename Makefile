@@ -28,7 +28,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/kernels
 
-# Every op beside its rivals, as far as they are installed, in under 15 minutes on two cores: a table, and a file an op in
+# Every op beside its rivals, as far as they are installed, in about 15 minutes on two cores: a table, and a file an op in
 # $$OUT or runs/bench. Rivals: pip install -e '.[bench]'. Longer and calmer: make bench BENCH="--seconds 5".
 bench: $(READY)
 	$(BIN)/python -m fgrpo_kernels.bench all $(BENCH)

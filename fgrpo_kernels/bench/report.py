@@ -26,7 +26,7 @@ _INTRODUCTION = """# Benchmarks
 
 Written by `python -m fgrpo_kernels.bench report` from [benchmarks/results](../benchmarks/results/README.md).
 
-    make bench                                       # every op on this machine, in under 15 minutes
+    make bench                                       # every op on this machine, in about 15 minutes
     python -m fgrpo_kernels.bench list               # ops, their cases and contenders, and which of them are here
     python -m fgrpo_kernels.bench grpo_loss --rows 8192 --model qwen3-8b --against eager,compile,trl,liger
     python -m fgrpo_kernels.bench compare A B        # two files or folders of results: faster, slower, or the same

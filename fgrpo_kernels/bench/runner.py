@@ -18,6 +18,7 @@ from fgrpo_kernels.bench.memory import peak_bytes
 from fgrpo_kernels.bench.packages import how_to_get
 from fgrpo_kernels.bench.results import Record, failed
 from fgrpo_kernels.bench.shapes import dtype_of, name_of
+from fgrpo_kernels.bench.tables import duration
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
@@ -165,7 +166,7 @@ def _give_headline(case: Case, ours: Record, records: list[Record]) -> None:
 def _figure(record: Record) -> str:
     if "rate" in record:
         return f"{record['rate'] / 1e9:.3g}e9 {record['unit']}/s"
-    return f"{1e3 * record['median_s']:.3g} ms"
+    return duration(record["median_s"])
 
 
 def _reason(name: str, error: Exception) -> str:
