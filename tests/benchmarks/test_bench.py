@@ -123,7 +123,7 @@ def test_only_what_is_asked_for(measured):
 def test_the_headline_is_against_the_fastest_of_others(measured):
     contenders = {"fgrpo": taking(0.5), "fgrpo, otherwise": taking(0.1), "a": taking(4.0), "b": taking(2.0)}
     ours = measured(case(contenders, in_readme="a thing"))[0]
-    assert ours["headline"] == {"what": "a thing", "figure": "500 ms", "against": "b 2e+03 ms, 4.00 times as long"}
+    assert ours["headline"] == {"what": "a thing", "figure": "500 ms", "against": "b 2 s, 4.00 times as long"}
 
 
 def test_the_clock_takes_turns():
