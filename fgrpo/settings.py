@@ -224,8 +224,8 @@ def _check_privacy(config: Config) -> None:
         return
     if config.aggregation.rule not in _CAPPED:
         raise ConfigError(
-            f"privacy: aggregation.rule {config.aggregation.rule} sets no bound to a client's weight; "
-            f"use {' or '.join(_CAPPED)}"
+            f"privacy: aggregation.rule {config.aggregation.rule} sets no bound to a client's weight, or weighs by "
+            f"single deltas; use {' or '.join(_CAPPED)}"
         )
     if config.aggregation.gain == "server":
         raise ConfigError("privacy: aggregation.gain server follows from single deltas; use reward or heldout")
