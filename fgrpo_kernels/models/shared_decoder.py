@@ -13,8 +13,7 @@ from fgrpo_kernels.models import shared_attention
 from fgrpo_kernels.models.shared_attention import SHARED_ATTENTION, compact_mask
 from fgrpo_kernels.shared_prompts import PrefixBatch, share_padded_prompts, share_prompts
 
-# States rounded in another way were off by up to 1.7 times what rounding anew changes (eight architectures, with
-# weights as drawn and up to 16 times as large), those under a wrong mask by 3.8 times and more.
+# Between what other rounding and what a wrong mask was seen to do; docs/log.md.
 _ROUNDINGS = 3
 _LAYERS = {"full_attention", "sliding_attention"}  # the kinds of attention that a mask describes
 
