@@ -8,6 +8,7 @@
 #include "delta_codec.h"
 #include "gram.h"
 #include "robust.h"
+#include "softmax.h"
 #include "sparse_delta.h"
 #include "threads.h"
 
@@ -157,17 +158,60 @@ void apply_update_buffers(const py::object& base, const py::object& update, cons
                  span_of<bfloat16>(out_info), num_threads);
 }
 
+// Tensors by their addresses, which the caller holds: logits or their gradient with whether they are bfloat16, where
+// each of n rows starts in items, and the width; int64 [n]; and four times float32 [n].
+using RowsTuple = std::tuple<std::uintptr_t, bool, std::uintptr_t, std::size_t, std::size_t>;
+using StatisticsTuple = std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t>;
+
+template <typename T>
+std::span<T> span_at(std::uintptr_t address, std::size_t size) {
+    return {reinterpret_cast<T*>(address), size};
+}
+
+template <typename Data>
+LogitRows<Data> rows_at(const RowsTuple& fields) {
+    const auto& [data, is_bfloat16, starts, count, vocab] = fields;
+    return {reinterpret_cast<Data*>(data), span_at<const std::int64_t>(starts, count), vocab,
+            is_bfloat16 ? LogitType::bfloat16 : LogitType::float32};
+}
+
+RowStatistics statistics_at(const StatisticsTuple& fields, std::size_t count) {
+    const auto& [logp, entropy, peak, log_sum] = fields;
+    return {span_at<float>(logp, count), span_at<float>(entropy, count), span_at<float>(peak, count),
+            span_at<float>(log_sum, count)};
+}
+
+void row_statistics_at(const RowsTuple& logits, std::uintptr_t targets, double temperature,
+                       const StatisticsTuple& out, int num_threads) {
+    const auto rows = rows_at<const void>(logits);
+    const std::size_t count = rows.starts.size();
+    const py::gil_scoped_release released;
+    row_statistics(rows, span_at<const std::int64_t>(targets, count), temperature, statistics_at(out, count),
+                   num_threads);
+}
+
+// `grad_entropy` 0: none.
+void row_gradients_at(const RowsTuple& logits, std::uintptr_t targets, double temperature,
+                      const StatisticsTuple& statistics, std::uintptr_t grad_logp,
+                      std::uintptr_t grad_entropy, const RowsTuple& out, int num_threads) {
+    const auto rows = rows_at<const void>(logits);
+    const std::size_t count = rows.starts.size();
+    const py::gil_scoped_release released;
+    row_gradients(rows, span_at<const std::int64_t>(targets, count), temperature,
+                  statistics_at(statistics, count), span_at<const float>(grad_logp, count),
+                  span_at<const float>(grad_entropy, grad_entropy == 0 ? 0 : count), rows_at<void>(out),
+                  num_threads);
+}
+
 // Advice for new memory that is about to be written whole: on small pages, the page faults take longer than
 // the codec. Where the system does not take advice, nothing changes.
-void prefer_large_pages(const py::object& memory) {
+void prefer_large_pages(std::uintptr_t start, std::size_t bytes) {
 #if defined(__linux__)
-    const py::buffer_info info = contiguous(memory, "memory", "fHB", true);
-    const auto [start, end] = addresses_of(info);
-    const std::uintptr_t page = page_bytes();
+    const std::uintptr_t end = start + bytes, page = page_bytes();
     const std::uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
-    (void)memory;
+    (void)start, (void)bytes;
 #endif
 }
 
@@ -177,8 +221,9 @@ void prefer_large_pages(const py::object& memory) {
 PYBIND11_MODULE(_C, module) {
     using namespace fgrpo;
     module.doc() =
-        "The delta codec in C++. Use fgrpo_kernels.codec, which takes tensors; here everything is a buffer "
-        "or an address.";
+        "The delta codec and the softmax of rows in C++. Use fgrpo_kernels, which takes tensors; here "
+        "everything "
+        "is a buffer or an address.";
     module.def("encode", &encode_buffers, py::arg("new"), py::arg("base").none(true),
                py::arg("residual").none(true), py::arg("codec"), py::arg("block"), py::arg("rounding"),
                py::arg("seed"), py::arg("scale"), py::arg("codes"), py::arg("scales"),
@@ -203,7 +248,12 @@ PYBIND11_MODULE(_C, module) {
                py::arg("num_threads"));
     module.def("apply_update", &apply_update_buffers, py::arg("base"), py::arg("update"), py::arg("out"),
                py::arg("num_threads"));
-    module.def("prefer_large_pages", &prefer_large_pages, py::arg("memory"));
+    module.def("row_statistics", &row_statistics_at, py::arg("logits"), py::arg("targets"),
+               py::arg("temperature"), py::arg("out"), py::arg("num_threads"));
+    module.def("row_gradients", &row_gradients_at, py::arg("logits"), py::arg("targets"),
+               py::arg("temperature"), py::arg("statistics"), py::arg("grad_logp"), py::arg("grad_entropy"),
+               py::arg("out"), py::arg("num_threads"));
+    module.def("prefer_large_pages", &prefer_large_pages, py::arg("start"), py::arg("bytes"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);
     module.def("use_simd", &use_simd);

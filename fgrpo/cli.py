@@ -171,6 +171,7 @@ def _rules(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     columns = ("value", "what it does", "source")
     print_tables(TextTable(key, columns, tuple(rows), numbers_from=3) for key, rows in catalogue().items())
+    print("* the default")
 
 
 def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -220,11 +221,14 @@ def _finish(folder: RunFolder) -> None:
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
     from fgrpo.changes import in_words
     from fgrpo.participation import participants
+    from fgrpo.server.unread import unread
     from fgrpo.show.progress import Observers, Progress
     from fgrpo.show.sinks import curve_writer
     from fgrpo.show.text import engine
 
     print(f"engine: {engine(config.engine)}")
+    for line in unread(config):
+        print(f"note: {line}")
     done = max(folder.rounds(), default=0)
     for from_round, changes in folder.changes():
         if from_round == done + 1:

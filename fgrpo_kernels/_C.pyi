@@ -1,5 +1,5 @@
 # ruff: noqa: N999
-# The compiled codec (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B",
+# The compiled core (csrc/bindings.cpp). Buffers: float32 "f", bfloat16 bits as uint16 "H", codes uint8 "B",
 # statistics float64 "d" [K, 2], products float64 "d" [K, M].
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,11 @@ from typing import Any
 Buffer = Any
 # Addresses and bytes of a payload's codes and scales, codec, block, size.
 Payload = tuple[int, int, int, int, str, int, int]
+
+# Address of logits, whether they are bfloat16, address of int64 starts of rows in items, their count, width.
+Rows = tuple[int, bool, int, int, int]
+# Addresses of logp, entropy, peak, log_sum, float32 each.
+Statistics = tuple[int, int, int, int]
 
 def encode(
     new: Buffer,
@@ -43,7 +48,18 @@ def norms(payloads: Sequence[Payload], num_threads: int) -> list[float]: ...
 def update_bound(size: int, /) -> int: ...
 def encode_update(new: Buffer, base: Buffer, out: Buffer, num_threads: int) -> int: ...
 def apply_update(base: Buffer, update: Buffer, out: Buffer, num_threads: int) -> None: ...
-def prefer_large_pages(memory: Buffer) -> None: ...
+def row_statistics(logits: Rows, targets: int, temperature: float, out: Statistics, num_threads: int) -> None: ...
+def row_gradients(
+    logits: Rows,
+    targets: int,
+    temperature: float,
+    statistics: Statistics,
+    grad_logp: int,
+    grad_entropy: int,
+    out: Rows,
+    num_threads: int,
+) -> None: ...
+def prefer_large_pages(start: int, bytes: int) -> None: ...
 def available_threads() -> int: ...
 def simd_levels() -> list[str]: ...
 def use_simd(name: str, /) -> str: ...

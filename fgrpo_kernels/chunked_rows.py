@@ -1,4 +1,6 @@
-"""`token_logprobs` in PyTorch: rows a slice at a time, and nothing of the logits' size but the logits.
+"""`token_logprobs` without Triton: by the C++ core, or in PyTorch a slice of rows at a time.
+
+Nothing is of the logits' size but the logits.
 
 N rows   n those that are live
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fgrpo_kernels import native_rows
 from fgrpo_kernels.rowwise import RowStats, logits_gradient_, row_stats, slices
 
 
@@ -15,11 +18,12 @@ def chunked_forward(
     logits: Tensor, targets_N: Tensor, live_N: Tensor | None, temperature: float, vocab_size: int
 ) -> RowStats:
     """Statistics `[N]` of the live rows of `logits` `[..., V]` over its first `vocab_size` columns; 0 of the others."""
-    stats = RowStats.empty(targets_N.numel(), logits)
-    if live_N is not None:
-        for x_N in stats:
-            x_N.zero_()
+    stats = RowStats.zeros(targets_N.numel(), logits.dtype, logits.device)
     rows_n = _indices(live_N, targets_N)
+    if native_rows.serves(logits):
+        part = native_rows.row_stats(logits[..., :vocab_size], rows_n, targets_N[rows_n], temperature)
+        stats.store(rows_n, part)
+        return stats
     for block in slices(len(rows_n), logits):
         n = rows_n[block]
         stats.store(n, row_stats(logits[_index(n, logits, vocab_size)], targets_N[n], temperature))
@@ -46,8 +50,14 @@ def chunked_backward_(
     if grad_entropy_N is not None:
         kept_N = kept_N | (grad_entropy_N != 0)
     grad_logits[..., vocab_size:] = 0
-    grad_logits[~kept_N.view(logits.shape[:-1])] = 0
+    grad_logits[_index(_indices(~kept_N, targets_N), logits, vocab_size)] = 0
     rows_n = _indices(kept_N, targets_N)
+    if native_rows.serves(logits) and native_rows.serves(grad_logits):
+        grad_entropy_n = None if grad_entropy_N is None else grad_entropy_N[rows_n]
+        slopes = (grad_logp_N[rows_n], grad_entropy_n)
+        to, of = grad_logits[..., :vocab_size], logits[..., :vocab_size]
+        native_rows.write_gradient(to, of, rows_n, targets_N[rows_n], stats.select(rows_n), temperature, *slopes)
+        return
     for block in slices(len(rows_n), logits):
         n = rows_n[block]
         index = _index(n, logits, vocab_size)

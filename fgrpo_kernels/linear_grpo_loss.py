@@ -14,7 +14,7 @@ from fgrpo_kernels.checks import check_rows, check_targets
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows
 from fgrpo_kernels.head.gradients import HeadGradients, scale_for
-from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats_and_gradient
+from fgrpo_kernels.head.rows import overwrite_with_gradient, write_stats_and_gradient
 from fgrpo_kernels.head.tensors import Head, HeadTensors, LowRank, make_head
 from fgrpo_kernels.kl import KL
 from fgrpo_kernels.layout import flatten_terms
@@ -22,7 +22,7 @@ from fgrpo_kernels.linear_token_logprobs import logprobs_of_head, stats_of_rows
 from fgrpo_kernels.objectives import Objective, PPOClip
 from fgrpo_kernels.policy_terms import PolicyTerms
 from fgrpo_kernels.results import GRPOLoss
-from fgrpo_kernels.rowwise import accumulation_dtype
+from fgrpo_kernels.rowwise import RowStats, accumulation_dtype
 
 
 def linear_grpo_loss(
@@ -174,7 +174,7 @@ class _LinearGRPOLoss(torch.autograd.Function):
 
 def _stats_and_gradients(
     head: Head, rows: Rows, terms: PolicyTerms, needed: Sequence[bool]
-) -> tuple[HeadStats, HeadGradients]:
+) -> tuple[RowStats, HeadGradients]:
     """Statistics of all rows, and gradients, from one formation of the logits wherever a block suffices."""
     dtypes, head = head.tensors.dtypes(), head.in_dtype_of_products()
     temperature = head.options.temperature
@@ -193,7 +193,7 @@ def _stats_and_gradients(
             gradients.add(block)
         return stats, gradients
 
-    stats = HeadStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
+    stats = RowStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
     for block in blocks:
         write_stats_and_gradient(stats.select(block.where), block, temperature, terms.select(block.where))
         gradients.add(block)

@@ -12,9 +12,10 @@ from fgrpo_kernels.checks import can_look_at, check_rows, check_targets, check_t
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
 from fgrpo_kernels.head.blocks import LogitsBlocks, Rows, all_rows, rows_where
 from fgrpo_kernels.head.gradients import HeadGradients, scale_for
-from fgrpo_kernels.head.rows import HeadStats, overwrite_with_gradient, write_stats
+from fgrpo_kernels.head.rows import overwrite_with_gradient, write_stats
 from fgrpo_kernels.head.tensors import Head, HeadOptions, HeadTensors, LowRank, make_head
 from fgrpo_kernels.results import TokenLogprobs
+from fgrpo_kernels.rowwise import RowStats
 
 
 def linear_token_logprobs(
@@ -116,7 +117,7 @@ def head_logprobs(
     vocab_size: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """HeadStats of the kept rows, 0 in the others: four times `[N]`. Differentiable in the first two."""
+    """RowStats of the kept rows, 0 in the others: four times `[N]`. Differentiable in the first two."""
     tensors = HeadTensors(hidden_NH, weight_VH, bias_V, hidden_NR, weight_VR)
     head = Head(tensors, HeadOptions(temperature, softcap, vocab_size, dtype)).in_dtype_of_products()
     rows = all_rows(targets_N) if keep_N is None else rows_where(keep_N, targets_N)
@@ -124,15 +125,15 @@ def head_logprobs(
         stats = stats_of_rows(head, rows)
     if rows.index_n is None:
         return stats
-    whole = HeadStats.zeros(targets_N.shape[0], dtype, hidden_NH.device)
+    whole = RowStats.zeros(targets_N.shape[0], dtype, hidden_NH.device)
     for x_N, x_n in zip(whole, stats, strict=True):
         x_N.index_copy_(0, rows.index_n, x_n)
     return whole
 
 
-def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
+def stats_of_rows(head: Head, rows: Rows) -> RowStats:
     """Statistics `[n]` of the rows, and nothing else. The head is one `in_dtype_of_products`."""
-    stats = HeadStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
+    stats = RowStats.zeros(len(rows), head.options.dtype, rows.targets_n.device)
     for block in LogitsBlocks(head, rows):
         write_stats(stats.select(block.where), block, head.options.temperature)
     return stats
@@ -140,7 +141,7 @@ def stats_of_rows(head: Head, rows: Rows) -> HeadStats:
 
 @head_logprobs.register_fake
 def _(hidden_NH: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return HeadStats.zeros(hidden_NH.shape[0], arguments[-1], hidden_NH.device)
+    return RowStats.zeros(hidden_NH.shape[0], arguments[-1], hidden_NH.device)
 
 
 @torch.library.custom_op("fgrpo::linear_token_logprobs_backward", mutates_args=())
@@ -176,7 +177,7 @@ def head_logprobs_backward(
     scale = scale_for(dtype, largest_N)
     if scale is not None:
         grad_logp_N, grad_entropy_N = grad_logp_N / scale, None if grad_entropy_N is None else grad_entropy_N / scale
-    stats = HeadStats(logp_N, entropy_N, peak_N, log_sum_N)
+    stats = RowStats(logp_N, entropy_N, peak_N, log_sum_N)
     gradients = HeadGradients(head, rows, needed, tensors.dtypes(), scale)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for block in LogitsBlocks(head, rows):

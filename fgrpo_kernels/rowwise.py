@@ -1,4 +1,4 @@
-"""Softmax statistics and gradients of a block of logits: the arithmetic under every PyTorch path.
+"""Softmax statistics and gradients of a block of logits in PyTorch, for what neither a kernel nor the core serves.
 
 The rows are worked through in slices small enough for a core's cache, with two float32 (or float64) work buffers of
 one slice, so a block of logits of any dtype needs no full-size temporary.
@@ -22,17 +22,22 @@ LOWEST_LOG = -1000.0
 
 
 class RowStats(NamedTuple):
-    """Per row of a block, `[n]`: log-sum-exp of the scaled logits, log-probability of the target, entropy."""
+    """Per row, `[n]`: log-probability of the target, entropy, and two numbers for the gradient.
 
-    lse_n: Tensor
+    The log of a row's sum of exponentials is `peak / temperature + log_sum`: kernels keep the two apart for their
+    digits; PyTorch's arithmetic here gives the whole of it as log_sum.
+    """
+
     logp_n: Tensor
     entropy_n: Tensor
+    peak_n: Tensor
+    log_sum_n: Tensor
 
     @staticmethod
-    def empty(num_rows: int, logits: Tensor) -> RowStats:
-        """Uninitialised, for `num_rows` rows of `logits`."""
-        dtype = accumulation_dtype(logits.dtype)
-        return RowStats(*(torch.empty(num_rows, dtype=dtype, device=logits.device) for _ in RowStats._fields))
+    def zeros(num_rows: int, dtype: torch.dtype, device: torch.device) -> RowStats:
+        """For `num_rows` rows of logits of that dtype."""
+        dtype = accumulation_dtype(dtype)
+        return RowStats(*(torch.zeros(num_rows, dtype=dtype, device=device) for _ in RowStats._fields))
 
     def store(self, rows: Tensor | slice, part: RowStats) -> None:
         """Write the statistics of some of the rows."""
@@ -48,16 +53,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float, *, leave_exps: bool = False) -> RowStats:
-    """Statistics of `softmax(logits_nV / temperature)`.
-
-    The logits are not changed; or, with `leave_exps`, for float32 and float64, made ready for `exps_to_gradient_`:
-    replaced by `exp(logits / temperature - peak)`, without the target's, and `lse_n` is then relative to the peak too.
-    """
-    assert not leave_exps or logits_nV.dtype == accumulation_dtype(logits_nV.dtype), "16 bits would round the sums"
-    stats = RowStats.empty(len(targets_n), logits_nV)
-    for rows, shifted, work in _work_slices(logits_nV):
-        exps = logits_nV[rows] if leave_exps else work
+def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float) -> RowStats:
+    """Statistics of `softmax(logits_nV / temperature)`."""
+    stats = RowStats.zeros(len(targets_n), logits_nV.dtype, logits_nV.device)
+    for rows, shifted, exps in _work_slices(logits_nV):
         scaled = _scaled(logits_nV[rows], temperature, shifted)
         highest = scaled.amax(-1, keepdim=True)
         torch.sub(scaled, highest, out=shifted)
@@ -70,19 +69,10 @@ def row_stats(logits_nV: Tensor, targets_n: Tensor, temperature: float, *, leave
         log_sum = torch.log1p(others + torch.expm1(target))
         dots = shifted.clamp_(min=LOWEST_LOG).mul_(exps).sum(-1)
         dots += target.clamp(min=LOWEST_LOG) * target.exp()
-        lse = log_sum if leave_exps else highest.squeeze(-1) + log_sum
-        part = RowStats(lse, target - log_sum, log_sum - dots / (others + target.exp()))
-        stats.store(rows, part)
+        entropy = log_sum - dots / (others + target.exp())
+        lse = highest.squeeze(-1) + log_sum
+        stats.store(rows, RowStats(target - log_sum, entropy, torch.zeros_like(lse), lse))
     return stats
-
-
-def exps_to_gradient_(
-    exps_nV: Tensor, targets_n: Tensor, stats: RowStats, temperature: float, grad_logp_n: Tensor
-) -> None:
-    """What `logits_gradient_` does for a loss without entropy, from what `row_stats` left: no second exponential."""
-    exps_nV.mul_((-grad_logp_n / temperature * torch.exp(-stats.lse_n))[:, None])
-    at_target_n = grad_logp_n * -torch.expm1(stats.logp_n) / temperature
-    exps_nV.scatter_(-1, targets_n[:, None], at_target_n[:, None])
 
 
 def logits_gradient_(
@@ -95,12 +85,12 @@ def logits_gradient_(
 ) -> Tensor:
     """Overwrite a block of logits with the gradient of a loss in them, given its gradients in logp and entropy.
 
-    With p the probabilities and g, e the two gradients:
+    The statistics are those of `row_stats` here. With p the probabilities and g, e the two gradients:
     `d loss / d z_j = (g * (1[j = target] - p_j) - e * p_j * (log p_j + entropy)) / temperature`.
     """
     for rows, log_probs, exps in _work_slices(logits_nV):
         logits = logits_nV[rows]
-        torch.sub(_scaled(logits, temperature, log_probs), stats.lse_n[rows, None], out=log_probs)
+        torch.sub(_scaled(logits, temperature, log_probs), stats.log_sum_n[rows, None], out=log_probs)
         grads = logits if logits.dtype == exps.dtype else exps
         torch.exp(log_probs, out=grads)
         logp, slope = stats.logp_n[rows], grad_logp_n[rows]

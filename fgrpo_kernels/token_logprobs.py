@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgrpo_kernels import reference
+from fgrpo_kernels import native_rows, reference
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets, check_tensors
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
@@ -85,17 +85,12 @@ def token_logprobs_forward(
     vocab_size: int,
     inplace_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`(logp, entropy, peak, log_sum)`, each `[N]`; differentiable in the first two.
-
-    The log of a row's sum of exponentials is `peak / temperature + log_sum` from the kernel, which keeps the two apart
-    for their digits; the PyTorch path gives the whole of it as log_sum.
-    """
+    """RowStats, each `[N]`; differentiable in the first two."""
     if uses_triton(logits):
         outputs = _four_vectors(logits, targets_N)
         gpu.launch_forward(logits, targets_N, live_N, temperature, vocab_size, outputs)
         return outputs
-    stats = chunked_forward(logits, targets_N, live_N, temperature, vocab_size)
-    return stats.logp_n, stats.entropy_n, torch.zeros_like(stats.lse_n), stats.lse_n
+    return chunked_forward(logits, targets_N, live_N, temperature, vocab_size)
 
 
 @token_logprobs_forward.register_fake
@@ -166,8 +161,7 @@ def _backward_to(
     if uses_triton(logits):
         gpu.launch_backward(logits, grad_logits, targets_N, saved, *incoming)
     else:
-        logp_N, entropy_N, _, lse_N = saved
-        chunked_backward_(grad_logits, logits, targets_N, RowStats(lse_N, logp_N, entropy_N), *incoming)
+        chunked_backward_(grad_logits, logits, targets_N, RowStats(*saved), *incoming)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -188,7 +182,7 @@ def _backward(
         grad_logits = logits.detach()
         token_logprobs_backward_inplace(grad_logits, *arguments[1:])
     else:
-        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        grad_logits = native_rows.empty_like(logits)
         _write_gradient(grad_logits, *arguments)
     return grad_logits, None, None, None, None, None
 

@@ -22,7 +22,7 @@ class Room(NamedTuple):
 # From the top down. A new file at the top of a package belongs to the room that has the package's name.
 ROOMS = {
     "cli": Room("fgrpo.cli", "experiment server study show contract engines wire ground"),
-    "server app": Room("fgrpo.engines.flower.server_app", "experiment show engines contract wire ground"),
+    "server app": Room("fgrpo.engines.flower.server_app", "experiment server show engines contract wire ground"),
     "study": Room("fgrpo.study", "federation show engines contract client wire ground"),
     "experiment": Room("fgrpo.experiment", "federation show engines contract client wire ground"),
     "federation": Room("fgrpo.federation", "contract server wire ground"),
@@ -45,8 +45,8 @@ ROOMS = {
     "objectives": Room("fgrpo_kernels.objectives fgrpo_kernels.kl", "base"),
     "base": Room(
         "fgrpo_kernels._C fgrpo_kernels.checks fgrpo_kernels.chunked_rows fgrpo_kernels.derivatives "
-        "fgrpo_kernels.direct fgrpo_kernels.dispatch fgrpo_kernels.jit fgrpo_kernels.numerics "
-        "fgrpo_kernels.results fgrpo_kernels.rowwise",
+        "fgrpo_kernels.direct fgrpo_kernels.dispatch fgrpo_kernels.jit fgrpo_kernels.native_rows "
+        "fgrpo_kernels.numerics fgrpo_kernels.results fgrpo_kernels.rowwise",
         "",
     ),
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from fgrpo.config import Config
 from fgrpo.server.aggregation import WEIGHTINGS
 from fgrpo.server.aggregation.gain import GAINS
 from fgrpo.server.combine import MERGES
-from fgrpo.server.step_size import STEP_SIZES
+from fgrpo.server.step_size import STEP_SIZES, chosen_step
 
 
 class Choice(NamedTuple):
@@ -19,10 +21,21 @@ class Choice(NamedTuple):
 
 
 def catalogue() -> dict[str, list[Choice]]:
-    """Return, by key of the configuration, the values that it takes."""
+    """Return, by key of the configuration, the values that it takes, the default one with a star."""
+    default = Config()
     return {
-        "aggregation.rule": [Choice(name, entry.about, entry.source) for name, entry in WEIGHTINGS.items()],
-        "aggregation.gain": [Choice(name, *entry) for name, entry in GAINS.items()],
-        "server.step": [Choice(name, entry.about, entry.source) for name, entry in STEP_SIZES.items()],
-        "aggregation.robust": [Choice(name, about, "docs/robust.md") for name, about in MERGES.items()],
+        "aggregation.rule": _choices(
+            default.aggregation.rule, {name: (entry.about, entry.source) for name, entry in WEIGHTINGS.items()}
+        ),
+        "aggregation.gain": _choices(default.aggregation.gain, GAINS),
+        "server.step": _choices(
+            chosen_step(default), {name: (entry.about, entry.source) for name, entry in STEP_SIZES.items()}
+        ),
+        "aggregation.robust": _choices(
+            default.aggregation.robust, {name: (about, "docs/robust.md") for name, about in MERGES.items()}
+        ),
     }
+
+
+def _choices(default: str, entries: Mapping[str, tuple[str, str]]) -> list[Choice]:
+    return [Choice(name + (" *" if name == default else ""), *entry) for name, entry in entries.items()]

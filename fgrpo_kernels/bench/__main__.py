@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fgrpo_kernels import _C
 from fgrpo_kernels.bench.case import NotHereError, Options
 from fgrpo_kernels.bench.compare import compare
 from fgrpo_kernels.bench.ops import OPS
@@ -54,6 +55,7 @@ def _add_options(parser: argparse.ArgumentParser, op: str) -> None:
     parser.add_argument("--rows", type=int, help="token rows")
     parser.add_argument("--parameters", type=int, help="elements of a delta")
     parser.add_argument("--threads", type=int, default=default.threads, help="of the CPU")
+    parser.add_argument("--simd", choices=_C.simd_levels(), help="what our C++ is held to, the others not; the widest")
     parser.add_argument("--against", type=_names, metavar="NAMES", help="contenders, joined by commas; all of them")
     parser.add_argument("--only", metavar="TEXT", help="cases whose name contains it")
     parser.add_argument("--seconds", type=float, default=default.seconds, help="a contender's time, and ours beside it")
@@ -67,7 +69,8 @@ def _bench(parser: argparse.ArgumentParser, op: str, chosen: argparse.Namespace)
             parser.error(f"--{name} must be at least 1, got {value}")
     if unknown := [name for name in chosen.against or () if name not in (*INSIDE, *PACKAGES)]:
         parser.error(f"unknown contender: {unknown[0]}; there are {', '.join((*INSIDE, *PACKAGES))}")
-    values = {name: getattr(chosen, name) for name in ("model", "rows", "parameters", "threads", "against", "only")}
+    named = ("model", "rows", "parameters", "threads", "simd", "against", "only")
+    values = {name: getattr(chosen, name) for name in named}
     options = Options(
         **values,
         dtype=DTYPES[chosen.dtype] if chosen.dtype else None,

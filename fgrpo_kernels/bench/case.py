@@ -65,6 +65,7 @@ class Options:
         rows: tokens
         parameters: elements of a delta
         threads: of the CPU
+        simd: the instruction set that our C++ is held to, the others not; the widest there is where None
         against: packages, the first words of contenders' names; every one where None
         only: cases whose name contains this
         seconds: how long a contender and ours beside it are timed
@@ -77,6 +78,7 @@ class Options:
     rows: int | None = None
     parameters: int | None = None
     threads: int = field(default_factory=torch.get_num_threads)
+    simd: str | None = None
     against: tuple[str, ...] | None = None
     only: str | None = None
     seconds: float = 1.0

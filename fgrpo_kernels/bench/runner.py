@@ -89,7 +89,7 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
                 yield record
                 return  # without ours there is nothing to compare with
         records.append(record)
-        if our_record is not None and case.in_readme is not None:
+        if our_record is not None and case.in_readme is not None and options.simd is None:
             _give_headline(case, our_record, records)
         yield record
         run = None  # type: ignore[assignment]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fgrpo_kernels import _C
 from fgrpo_kernels.bench import ops, pytest_benchmark
 from fgrpo_kernels.bench.case import NotHereError, Options, package_of
 from fgrpo_kernels.bench.machine import header
@@ -20,6 +21,7 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
     """Measure the ops, each on `device`, or on every kind of device that the machine has where None; return 1 if a
     contender gave a wrong result, else 0."""
     torch.set_num_threads(options.threads)
+    _C.use_simd(options.simd or _C.simd_levels()[-1])
     written, wrong = [], 0
     for chosen in [device] if device else devices():
         options = dataclasses.replace(options, device=chosen)
@@ -30,6 +32,8 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
                 print(f"{name} on {chosen}: {error}")
                 continue
             head = header(chosen, DISTRIBUTIONS)
+            if options.simd:
+                head["device"] += f", ours held to {options.simd}"
             file = ResultFile(name, head, op=name, settings=settings(options))
             print(f"\n{name} on {head['device']}, {options.threads} threads")
             for record in measure(cases, options):

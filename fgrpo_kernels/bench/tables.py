@@ -9,7 +9,8 @@ from fgrpo_kernels.bench.case import package_of
 from fgrpo_kernels.bench.results import Record
 
 SHORT_COMMIT = 9
-OPTIONS = ("device", "model", "dtype", "rows", "parameters", "threads", "only", "seconds", "rounds")  # of the command
+# Of the command.
+OPTIONS = ("device", "model", "dtype", "rows", "parameters", "threads", "simd", "only", "seconds", "rounds")
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ def _tensor_over(array: Any) -> Tensor:
 def new_tensor(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     tensor = torch.empty(size, dtype=dtype, device=device)
     if tensor.nbytes >= _LARGE and device.type == "cpu":
-        _C.prefer_large_pages(buffer_of(tensor))
+        _C.prefer_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 

@@ -19,6 +19,7 @@ from fgrpo.experiment import resume, train
 from fgrpo.participation import participants
 from fgrpo.records import ClientData
 from fgrpo.run_folder import RunFolder
+from fgrpo.server.unread import unread
 from fgrpo.show.progress import Observers, Progress
 from fgrpo.show.report import write_report
 from fgrpo.show.sinks import curve_writer
@@ -59,6 +60,8 @@ def _nodes(grid: Grid, known: Sequence[str], config: Config) -> Iterator[Flower]
 
 @contextmanager
 def _observed(config: Config, folder: RunFolder, clients: Sequence[str]) -> Iterator[Observer]:
+    for line in unread(config):
+        print(f"note: {line}")
     done = max(folder.rounds(), default=0)
     asked = len(participants(clients, config, done + 1))
     progress = Progress(config.rounds, clients, asked=asked, done=done)

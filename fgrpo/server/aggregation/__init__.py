@@ -42,12 +42,14 @@ class Entry(NamedTuple):
         make: from its configuration, and what gains are measured on.
         about: one line.
         source: where it comes from.
+        reads: keys under `aggregation` that its weights depend on, of those that some weightings do not read.
         compares_deltas: it looks at each client's last delta, which is kept for it.
     """
 
     make: Callable[[AggregationConfig, Measure], Weighting]
     about: str
     source: str
+    reads: tuple[str, ...] = ()
     compares_deltas: bool = False
 
 
@@ -55,28 +57,41 @@ def _fgrpo(config: AggregationConfig, measure: Measure) -> FGRPO:
     return FGRPO(config.tau, config.clip, config.cap, config.floor, config.scale, config.smoothing, config.n_k, measure)
 
 
+_LIMITS = ("cap", "floor")
+_GAINS = ("tau", "clip", "scale", "smoothing", "gain", *_LIMITS)
+
 WEIGHTINGS = {
-    "fgrpo": Entry(_fgrpo, "n_k * exp(gain / tau): relative gain over the client's own past", "arXiv 2606.03094"),
-    "fedavg": Entry(lambda config, _: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629"),
+    "fgrpo": Entry(
+        _fgrpo,
+        "n_k * exp(gain / tau): relative gain over the client's own past",
+        "arXiv 2606.03094",
+        ("n_k", *_GAINS),
+    ),
+    "fedavg": Entry(
+        lambda config, _: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629", ("n_k",)
+    ),
     "uniform": Entry(lambda config, _: Uniform(), "1/K", "-"),
     "reward": Entry(
-        lambda config, _: Reward(config.n_k), "n_k * max(reward, 0): larger units count more", "a baseline"
+        lambda config, _: Reward(config.n_k), "n_k * max(reward, 0): larger units count more", "a baseline", ("n_k",)
     ),
     "informative": Entry(
         lambda config, _: Informative(config.cap, config.floor),
         "completions in groups whose rewards differed",
         "arXiv 2602.05547",
+        _LIMITS,
     ),
     "agreement": Entry(
         lambda config, _: Agreement(config.cap, config.floor, config.decay),
         "informative completions * agreement of the client's delta with its own last one",
         "docs/aggregation.md",
+        _LIMITS,
         compares_deltas=True,
     ),
     "lagging": Entry(
         lambda config, measure: Lagging(_fgrpo(config, measure), config.cap, config.floor),
         "informative completions * exp(-gain / tau): those that lag behind first",
         "arXiv 2602.05547",
+        _GAINS,
     ),
     "upgrad": Entry(lambda config, _: UPGrad(), "each delta projected so that it opposes no other", "arXiv 2406.16232"),
     "mgda": Entry(lambda config, _: MGDA(), "the shortest mean: it opposes no delta", "arXiv 1810.04650"),

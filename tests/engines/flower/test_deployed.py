@@ -65,14 +65,18 @@ class Unwatched:
         pass
 
 
-def test_the_run_is_that_of_one_process_to_the_bit(federation, tmp_path):
-    federation.start_run()
+def in_one_process(folder, rounds):
+    """Play the same run without a network."""
     clients = {name: client for owner in CLIENTS for name, client in owned(owner).items()}
     keys = {key: value for key, value in KEYS.items() if not key.startswith("flower")}
-    options = [
-        f"--{key}={value}" for key, value in {**keys, "engine.workers": 0, "output_dir": tmp_path / "run"}.items()
-    ]
-    here = train(make_config({"clients": clients}, options, "here"), lambda *_: nullcontext(Unwatched()))
+    keys |= {"rounds": rounds, "engine.workers": 0, "output_dir": folder}
+    options = [f"--{key}={value}" for key, value in keys.items()]
+    return train(make_config({"clients": clients}, options, "here"), lambda *_: nullcontext(Unwatched()))
+
+
+def test_the_run_is_that_of_one_process_to_the_bit(federation, tmp_path):
+    federation.start_run()
+    here = in_one_process(tmp_path / "run", rounds=4)
     federation.finish(rounds=4)
     there = RunFolder(federation.run)
     assert torch.equal(there.load().params_P, here.load().params_P)
@@ -121,22 +125,36 @@ def test_strangers_stay_outside(federation):
     assert sorted(node["status"] for node in listed["nodes"]) == ["online"] * 3 + ["registered"]
 
 
+def test_a_server_killed_within_a_round_plays_it_again_to_the_same_bits(federation, tmp_path):
+    federation.start_run(rounds=5)
+    until(lambda: "train message" in federation.log("speller").partition("ROUND 5]")[2], lambda: federation.log("link"))
+    federation.kill("link")
+    assert federation.rounds()[-1] == 4
+    federation.start_link()
+    time.sleep(1)
+    federation.start_run(rounds=5)
+    federation.finish(rounds=5)
+    here, there = in_one_process(tmp_path / "run", rounds=5), RunFolder(federation.run)
+    assert torch.equal(there.load().params_P, here.load().params_P)
+    *_, last = [record for record in there.records() if isinstance(record, RoundSummary)]
+    assert last.weights.keys() == CLIENTS.keys()
+
+
 def test_nobodys_end_is_the_end_of_the_run(federation):
     """A node is killed, another loses its network, the server is killed: the run goes on with those that are left."""
-    federation.start_run(rounds=6, **{"flower.deadline": 30.0})
-    fifth = "ROUND 5]"
-    until(lambda: "train message" in federation.log("speller").partition(fifth)[2], lambda: federation.log("link"))
+    federation.start_run(rounds=7, **{"flower.deadline": 30.0})
+    until(lambda: "train message" in federation.log("speller").partition("ROUND 6]")[2], lambda: federation.log("link"))
     federation.kill("speller")
     federation.signal("divisor", signal.SIGSTOP)
-    until(lambda: 5 in federation.rounds(), lambda: federation.log("link"))
+    until(lambda: 6 in federation.rounds(), lambda: federation.log("link"))
     federation.kill("link")
     federation.signal("divisor", signal.SIGCONT)
     federation.start_link()
     time.sleep(1)
-    federation.start_run(rounds=6, **{"flower.deadline": 15.0})
-    federation.finish(rounds=6)
+    federation.start_run(rounds=7, **{"flower.deadline": 15.0})
+    federation.finish(rounds=7)
     folder = RunFolder(federation.run)
-    first, last = [record for record in folder.records() if isinstance(record, RoundSummary) and record.round > 4]
+    first, last = [record for record in folder.records() if isinstance(record, RoundSummary) and record.round > 5]
     assert first.quarantined["speller"].startswith("no answer within")
     assert first.quarantined["divisor"].startswith("no answer within")
     assert first.weights.keys() == {"adder"}
