@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fgrpo.checks import tasks_by_key
 from fgrpo.config import PACKAGED_MODELS, Config
 from fgrpo.errors import ConfigError
 from fgrpo.paths import leads_somewhere
-from fgrpo.settings import tasks_by_key
 
 _PATIENCE = 3.0  # seconds
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

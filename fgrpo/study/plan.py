@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from fgrpo.checks import check
 from fgrpo.config import AggregationConfig, CodecConfig, Config, EngineConfig, ServerConfig
 from fgrpo.errors import ConfigError
 from fgrpo.participation import clients_per_round
-from fgrpo.settings import check, read_config
+from fgrpo.settings import read_config
 from fgrpo.study.spec import Arm, Overrides, Scenario, Study, slug
 
 _NO_SERVER = ("server", "aggregation", "codec")  # sections that mean nothing without a federation

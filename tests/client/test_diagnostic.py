@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.checks import check
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.round import client_round
@@ -12,7 +13,7 @@ from fgrpo.client.tasks.diagnostic import Coin
 from fgrpo.config import AggregationConfig, ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError
 from fgrpo.records import Completion, Example
-from fgrpo.settings import check, read_config
+from fgrpo.settings import read_config
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import flatten
 from fgrpo.wire.payload import unpack

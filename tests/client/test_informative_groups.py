@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.checks import check
 from fgrpo.client.local_training import cut
 from fgrpo.client.owners import make_clients
 from fgrpo.client.policy import Policy
@@ -14,7 +15,6 @@ from fgrpo.client.round import client_round
 from fgrpo.client.tally import Tally
 from fgrpo.config import ClientConfig, TaskConfig
 from fgrpo.errors import ConfigError
-from fgrpo.settings import check
 from fgrpo.stopwatch import Stopwatch
 from fgrpo.wire.parameters import flatten
 from fgrpo.wire.payload import unpack

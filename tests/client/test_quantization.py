@@ -9,13 +9,13 @@ from peft.tuners import lora
 from safetensors.torch import load_file
 from torch import nn
 
+from fgrpo.checks import check
 from fgrpo.client import quantization
 from fgrpo.client.local_training import backward, minibatches
 from fgrpo.client.policy import Policy
 from fgrpo.config import EngineConfig, EvaluationConfig, LoraConfig
 from fgrpo.errors import ConfigError
 from fgrpo.experiment import resume, train
-from fgrpo.settings import check
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fgrpo.checks import check
 from fgrpo.client.owners import Owners, make_clients
 from fgrpo.client.policy import Policy
 from fgrpo.client.stacked_lora import stacked
@@ -26,7 +27,6 @@ from fgrpo.engines.workplace import Workplace
 from fgrpo.errors import ConfigError
 from fgrpo.experiment import resume, train
 from fgrpo.records import Failure, ServerState
-from fgrpo.settings import check
 from fgrpo.wire.parameters import Manifest, flatten, load_flat
 from fgrpo.wire.payload import unpack
 from fgrpo_kernels.codec import decode

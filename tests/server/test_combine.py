@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.checks import check
 from fgrpo.config import AggregationConfig, ClientConfig, Config, PartitionConfig, TaskConfig
 from fgrpo.errors import ConfigError, RunError
 from fgrpo.federation import play_round
 from fgrpo.records import Reply, Report, RoundSummary, ServerState, from_json, to_json
 from fgrpo.server.combine import combine
-from fgrpo.settings import check
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.tables import client_table
 from fgrpo.wire.parameters import Manifest, fingerprint

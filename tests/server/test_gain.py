@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fgrpo.checks import check
 from fgrpo.client.owners import Owners
 from fgrpo.config import AggregationConfig, CodecConfig, EvaluationConfig, FaultConfig, PrivacyConfig, TaskConfig
 from fgrpo.engines.in_process import InProcess
@@ -16,7 +17,6 @@ from fgrpo.server.aggregation import make_rule
 from fgrpo.server.aggregation.gain import Trials
 from fgrpo.server.geometry import Geometry
 from fgrpo.server.history import updated_clients
-from fgrpo.settings import check
 from fgrpo.wire.parameters import fingerprint, flatten
 from fgrpo.wire.payload import Header, pack
 from fgrpo_kernels.codec import encode

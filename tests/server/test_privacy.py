@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from scipy.stats import norm
 
+from fgrpo.checks import check
 from fgrpo.config import AggregationConfig, Config, PrivacyConfig, ServerConfig
 from fgrpo.errors import ConfigError
 from fgrpo.server.privacy import epsilon, spent_in_round
-from fgrpo.settings import check
 
 pytest.importorskip("dp_accounting", reason="needs dp-accounting: install fgrpo[privacy]")
 PRIVACY = PrivacyConfig(clip=1.0, noise=2.0)
