@@ -44,7 +44,8 @@ def changed(folder: RunFolder, overrides: Sequence[str]) -> tuple[Config, Change
     before, config = read_config(folder.config_file), read_config(folder.config_file, overrides)
     for key in (*_FIXED, "output_dir"):
         if attrgetter(key)(before) != attrgetter(key)(config):
-            raise ConfigError(f"{key} of the run {folder.path} cannot be changed any more; start a new run")
+            why = ": it decides which prompts are held out" if key.startswith("evaluation") else ""
+            raise ConfigError(f"{key} of the run {folder.path} cannot be changed any more{why}; start a new run")
     old, new = _flat(asdict(before)), _flat(asdict(config))
     keys = [key for key in new | old if old.get(key) != new.get(key) and key not in _NO_MATTER]
     return config, {key: (old.get(key), new.get(key)) for key in keys}

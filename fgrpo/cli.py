@@ -87,14 +87,17 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.hub import hub_or_disk
+    from fgrpo.hub import check_paths, hub_or_disk
+    from fgrpo.importing import find_rewards
     from fgrpo.paths import check_free
     from fgrpo.settings import read_config
 
     config = read_config(arguments.config, overrides)
     if config.output_dir:
         check_free(config.output_dir)
-    with Loading(f"model {config.model}") as loading, hub_or_disk(config):  # before what takes seconds to import
+    check_paths(config)
+    with Loading(f"PyTorch and model {config.model}") as loading, hub_or_disk(config):
+        find_rewards(config)  # before what takes seconds to import
         from fgrpo.experiment import train
 
         folder = train(config, loading.until(_observed))
@@ -103,8 +106,11 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _resume(arguments: argparse.Namespace, overrides: list[str]) -> None:
     with Loading(arguments.run) as loading:
-        from fgrpo.experiment import resume
+        from fgrpo.experiment import is_finished, resume
 
+        if is_finished(arguments.run, overrides):
+            print(f"{arguments.run} has all its rounds; go further with --rounds, see `fgrpo report {arguments.run}`")
+            return
         folder = resume(arguments.run, overrides, loading.until(_observed))
     _finish(folder)
 
@@ -119,9 +125,11 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.run_folder import RunFolder
+    with Loading(arguments.run):
+        from fgrpo.run_folder import RunFolder
 
-    _finish(RunFolder.open(arguments.run))
+        folder = RunFolder.open(arguments.run)
+    _finish(folder)
 
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -207,6 +215,7 @@ def _flower(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _finish(folder: RunFolder) -> None:
     """Print the tables of a run, write its report, and say where it is."""
+    print("writing the report ...", flush=True)
     from fgrpo.show.report import write_report
     from fgrpo.show.terminal import print_summary
 

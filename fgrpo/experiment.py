@@ -14,8 +14,9 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
+from fgrpo.importing import find_rewards
 from fgrpo.lock import held
-from fgrpo.paths import check_free, make_rewards_importable
+from fgrpo.paths import check_free
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import read_config, to_yaml
@@ -55,6 +56,13 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver, start: O
         return _play(state, engine, config, folder, observe)
 
 
+def is_finished(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether a run has all that it should have with these options, so that resuming it would do nothing."""
+    folder = RunFolder.open(path)
+    config, changes = changed(folder, overrides)
+    return not changes and max(folder.rounds(), default=0) == config.rounds and (folder.path / "model").is_dir()
+
+
 def _play(state: ServerState, engine: Engine, config: Config, folder: RunFolder, observe: MakeObserver) -> RunFolder:
     with _interruptible(folder), folder.log(), observe(config, folder, engine.clients) as observer:
         state = play(state, engine, config, folder, observer)
@@ -77,6 +85,8 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
     if folder is None and round_number is not None:
         raise RunError(f"--round: {path} is a configuration, expected the folder of a run")
     config = _decided(read_config(path, overrides) if folder is None else changed(folder, overrides)[0])
+    if folder is not None:
+        folder.kept_round(round_number)
     with open_engine(config) as engine:
         state = ServerState.initial(engine.initial_parameters()) if folder is None else folder.load(round_number)
         if folder is not None:
@@ -91,8 +101,8 @@ def evaluate(path: Path, overrides: Sequence[str], round_number: int | None) -> 
 
 
 def _decided(config: Config) -> Config:
-    """Decide what the configuration leaves open about the engine, and make its reward functions importable."""
-    make_rewards_importable(config)
+    """Decide what the configuration leaves open about the engine, and find its reward functions."""
+    find_rewards(config)
     return replace(config, engine=chosen(config))
 
 

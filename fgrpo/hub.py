@@ -33,12 +33,8 @@ def hub_or_disk(config: Config) -> Iterator[None]:
         ConfigError: a name is a path, and nothing is there; or the hub does not answer, and a model or dataset was
             never fetched.
     """
+    check_paths(config)
     needed = _elsewhere(config)
-    for key, name, _ in needed:
-        if name.endswith(_FILES) or not _HUB_ID.fullmatch(name):
-            raise ConfigError(
-                f"{key}: there is no '{name}', neither from the configuration's folder nor from the working folder"
-            )
     if not needed or "HF_HUB_OFFLINE" in os.environ or _answers(_endpoint()):
         yield
         return
@@ -47,6 +43,15 @@ def hub_or_disk(config: Config) -> Iterator[None]:
             raise ConfigError(f"{key}: '{name}' is not on this disk, and {_endpoint()} cannot be reached to fetch it")
     with _offline():
         yield
+
+
+def check_paths(config: Config) -> None:
+    """Raise ConfigError for a name of a model or dataset that can only be a path, and leads nowhere."""
+    for key, name, _ in _elsewhere(config):
+        if name.endswith(_FILES) or not _HUB_ID.fullmatch(name):
+            raise ConfigError(
+                f"{key}: there is no '{name}', neither from the configuration's folder nor from the working folder"
+            )
 
 
 def _elsewhere(config: Config) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -23,6 +22,17 @@ def found_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
     if folder.resolve() == Path.cwd().resolve():
         return keys
     return _changed(keys, Config, lambda path: _from_here(folder / path) if leads_somewhere(folder / path) else path)
+
+
+def found_here_or_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the keys of options with every path that leads nowhere from here, but somewhere from `folder`, as it is
+    from there."""
+
+    def found(path: str) -> str:
+        elsewhere = not leads_somewhere(Path(path)) and leads_somewhere(folder / path)
+        return _from_here(folder / path) if elsewhere else path
+
+    return _changed(keys, Config, found)
 
 
 def seen_from(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -79,10 +89,3 @@ def _from_here(path: Path) -> str:
 def _whole(path: Path) -> Path:
     """Return the path from the root. A file that is a link keeps its own name, which says what it holds."""
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
-
-
-def make_rewards_importable(config: Config) -> None:
-    """Have modules of reward functions looked for in `rewards.folder`, then in the working folder."""
-    for folder in (config.rewards.folder, os.curdir):
-        if folder is not None and os.path.abspath(folder) not in sys.path:
-            sys.path.append(os.path.abspath(folder))

@@ -286,6 +286,7 @@ class Evaluation:
         accuracy: fraction of prompts with the verifier's full score.
         score: mean of the verifier's score, before the client's reward scale.
         samples: some of the prompts with their answers, the same ones every time; none unless they are asked for.
+        unscored: answers for which no reward could be told; they count 0.
     """
 
     client: str
@@ -294,6 +295,7 @@ class Evaluation:
     accuracy: float
     score: float
     samples: Sequence[Sample] = ()
+    unscored: int = 0
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,20 @@ class RunFolder:
         self._prune(state.round)
         return replace(state, residuals=residuals, last_deltas=deltas)
 
-    def load(self, round_number: int | None = None) -> ServerState:
-        """Read the state after a round, by default the last whole one."""
+    def kept_round(self, number: int | None = None) -> int:
+        """Return the number of a round whose state is kept, by default the last; raise RunError where it is not."""
         rounds = self.rounds()
         if not rounds:
             raise RunError(f"{self.path}: it holds no whole round yet; start it again with `fgrpo train`")
-        number = rounds[-1] if round_number is None else round_number
+        kept = [n for n in rounds if (self._round(n) / "state.json").is_file()]
+        if number is not None and number not in kept:
+            told = ", ".join(map(str, kept))
+            raise RunError(f"{self.path}: the state of round {number} is not kept, only that of {told}")
+        return rounds[-1] if number is None else number
+
+    def load(self, round_number: int | None = None) -> ServerState:
+        """Read the state after a round, by default the last whole one."""
+        number = self.kept_round(round_number)
         folder = self._round(number)
         try:
             described = json.loads((folder / "state.json").read_text())

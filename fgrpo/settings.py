@@ -17,38 +17,48 @@ from fgrpo import yaml_text
 from fgrpo.checks import check
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
-from fgrpo.nearest import did_you_mean
-from fgrpo.paths import found_from, seen_from
+from fgrpo.nearest import did_you_mean, nearest
+from fgrpo.paths import found_from, found_here_or_from, seen_from
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in a YAML file with overrides such as `["--train.lr", "1e-4"]` applied.
 
-    Paths in the file are relative to it, then to the working folder; those of overrides to the working folder.
+    Paths in the file are relative to it, then to the working folder; those of overrides the other way round.
 
     Raises:
         ConfigError: in one line, with the key and, for an unknown one, the nearest known key.
     """
     folder = Path(path).parent
-    config = make_config(found_from(read_keys(path), folder), overrides, path)
+    config = make_config(found_from(read_keys(path), folder), overrides, path, folder)
     if config.rewards.folder is None:
         config = replace(config, rewards=replace(config.rewards, folder=str(folder)))
     return config
 
 
-def make_config(keys: dict[str, Any], overrides: Sequence[str], source: str | Path) -> Config:
+def make_config(
+    keys: dict[str, Any], overrides: Sequence[str], source: str | Path, folder: Path | None = None
+) -> Config:
     """Return the configuration of keys as YAML holds them, with overrides as in `read_config`; errors name the source.
+
+    Args:
+        folder: where paths in overrides lead from that lead nowhere from the working folder.
 
     Raises:
         ConfigError: as `read_config` does.
     """
-    parser, keys = config_parser(), deepcopy(keys)
-    for key, value in _options(overrides):
-        _set(keys, key, value, source)
+    parser, keys, options = config_parser(), deepcopy(keys), list(_options(overrides))
+    for key, value in options:
+        _set(keys, key, value)
+    if folder is not None:
+        keys = found_here_or_from(keys, folder)
     try:
         config = parser.instantiate(parser.parse_object(_without_nulls(keys, Config)))
     except ArgumentError as error:
-        raise ConfigError(f"configuration {source}: {_one_line(str(error))}") from None
+        line = _one_line(str(error))
+        about = re.match(r"(?:unknown key ')?([\w.]+)", line)
+        of_option = about is not None and any(f"{key}.".startswith(f"{about[1]}.") for key, _ in options)
+        raise ConfigError(line if of_option else f"configuration {source}: {line}") from None
     config = Config(**{field.name: config[field.name] for field in fields(Config)})
     check(config)
     return config
@@ -56,6 +66,9 @@ def make_config(keys: dict[str, Any], overrides: Sequence[str], source: str | Pa
 
 def read_keys(path: str | Path) -> dict[str, Any]:
     """Return what a YAML file of a configuration, or of a part of it, holds by key; see `read_config` for errors."""
+    if Path(path).is_dir():
+        inside = Path(path) / "config.yaml"
+        raise ConfigError(f"configuration {path} is a folder" + (f"; its file is {inside}" if inside.is_file() else ""))
     try:
         loaded = yaml_text.load(Path(path).read_text(encoding="utf-8-sig"), Config)
     except OSError as error:
@@ -86,7 +99,7 @@ def _options(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _set(keys: dict[str, Any], key: str, value: str, path: str | Path) -> None:
+def _set(keys: dict[str, Any], key: str, value: str) -> None:
     """Set a key such as `train.lr` in what was read from the file to an option's value, read for what the key holds."""
     *parents, last = key.split(".")
     kind: Any = Config
@@ -98,7 +111,7 @@ def _set(keys: dict[str, Any], key: str, value: str, path: str | Path) -> None:
         kind = yaml_text.kind_of(kind, last)
         keys[last] = _over(keys.get(last), yaml_text.load_value(value, kind), kind)
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path}: {key}: {_one_line(str(error))}") from None
+        raise ConfigError(f"{key}: {_one_line(str(error))}") from None
 
 
 def _over(old: Any, new: Any, kind: Any) -> Any:
@@ -158,14 +171,49 @@ def _one_line(message: str) -> str:
     for pattern, replacement in _TIDIED:
         line = re.sub(pattern, replacement, line)
     unknown = re.search(r"unknown key '(?:--)?([\w.]+)'", line)
-    return line + did_you_mean(unknown[1], _known_keys()) if unknown else line
+    if unknown is None:
+        return line
+    within = not line.startswith("unknown key")  # of a section that the line names
+    return line + (did_you_mean(unknown[1], _last_names()) if within else _nearest_key(unknown[1]))
 
 
-def _known_keys() -> Iterator[str]:
-    """Every key, both as a full path and by its last name."""
-    for path in _paths(Config, ""):
-        yield path
-        yield path.rpartition(".")[2]
+# Names that users of TRL, transformers and Flower know, and the keys here.
+_ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "num_generations": "rollout.group_size",
+    "max_completion_length": "rollout.max_new_tokens",
+    "per_device_train_batch_size": "rollout.prompts_per_step",
+    "num_iterations": "train.updates_per_rollout",
+    "gradient_accumulation_steps": "train.minibatches",
+    "epsilon": "train.clip_low",
+    "epsilon_high": "train.clip_high",
+    "loss_type": "train.reduction",
+    "scale_rewards": "train.advantage_scale",
+    "max_steps": "rounds",
+    "num_train_epochs": "rounds",
+    "num_rounds": "rounds",
+    "num_server_rounds": "rounds",
+    "fraction_fit": "participation.fraction",
+    "fraction_train": "participation.fraction",
+    "proximal_mu": "train.proximal",
+    "model_name_or_path": "model",
+}
+
+
+def _nearest_key(word: str) -> str:
+    last = word.rpartition(".")[2]
+    if last in _ELSEWHERE:
+        return f"; it is {_ELSEWHERE[last]} here"
+    known = dict.fromkeys(_paths(Config, ""))
+    named = [path for path in known if path.rpartition(".")[2] == last and path != word]
+    near = nearest(word, {*known, *(path.rpartition(".")[2] for path in known)})
+    if not named and near is not None:
+        named = [near] if near in known else [path for path in known if path.rpartition(".")[2] == near]
+    return f"; did you mean {' or '.join(repr(path) for path in named[:3])}?" if named else ""
+
+
+def _last_names() -> Iterator[str]:
+    yield from (path.rpartition(".")[2] for path in _paths(Config, ""))
 
 
 def _paths(kind: type, prefix: str) -> Iterator[str]:

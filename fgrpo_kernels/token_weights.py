@@ -37,7 +37,6 @@ def token_weights(
         num_sequences: sequences of the global batch; default: B, fully masked ones included (as TRL does;
             to leave them out pass `mask.any(1).sum()`).
         max_length: the longest allowed completion, in tokens; default: T, which changes with the padding.
-
         divisor: what the loss is to be divided by, such as the micro-batches of a step. Here it is free; a loss that
             is divided later has its gradient, as large as the logits, read and written once more.
 

@@ -98,7 +98,9 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0
-    assert capsys.readouterr().out.startswith(("Learning", "Undecided", "Stalled", "Collapsing", "Diverging", "Reward"))
+    *before, rest = capsys.readouterr().out.partition("writing the report ...\n")
+    assert before == [f"loading {path} ...\n", "writing the report ...\n"]
+    assert rest.startswith(("Learning", "Undecided", "Stalled", "Collapsing", "Diverging", "Reward"))
     assert main(["compare", path]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
     assert len(rows) == 1
@@ -223,7 +225,7 @@ def test_a_new_project_trains_with_a_reward_of_its_own_and_goes_on_from_elsewher
     short = ["--engine.workers=0", "--rounds=1", "--train.local_steps=1", "--output-dir=run"]
     assert main(["train", "project/config.yaml", *short]) == 0
     output = capsys.readouterr().out
-    assert output.startswith("loading model tiny ...\n")
+    assert output.startswith("loading PyTorch and model tiny ...\n")
     assert "north: 80" in output
     monkeypatch.chdir("/")
     assert main(["resume", str(tmp_path / "run"), "--rounds=2"]) == 0
@@ -246,7 +248,7 @@ from fgrpo.cli import main
 try:
     main(["train", {config!r}])
 finally:
-    assert shown == ["loading model tiny ..."], shown
+    assert shown == ["loading PyTorch and model tiny ..."], shown
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
@@ -281,7 +283,7 @@ def test_a_run_on_rows_weighs_by_them_and_notices_a_changed_file(tmp_path, capsy
     )
     assert main(["train", "rows.yaml", "--output-dir", "run"]) == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert "training rows: no: 8 no 8 on: 32 on 32 tiny: 0 client tiny: task rows.jsonl[tiny] has nothing" in output
+    assert "training rows: no: 8 on: 32 tiny: 0 client tiny: task rows.jsonl[tiny] has nothing" in output
     assert output.count("client tiny: task") == 2, "said once at the start, and in the tables"
     assert "near' failed (own.py:2): ValueError: could not convert string to float" in output
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

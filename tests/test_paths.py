@@ -3,11 +3,12 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from fgrpo.config import Config, RewardsConfig
-from fgrpo.paths import make_rewards_importable
+from fgrpo.importing import find_rewards
 from fgrpo.settings import read_config, to_yaml
 
 YAML = """
@@ -40,11 +41,6 @@ def test_paths_lead_from_the_configurations_folder(project):
     assert paths(read_config("config.yaml")) == [
         *("models/own", "data/a.jsonl", None, "data/*.csv", "openai/gsm8k", "elsewhere.jsonl"),
     ]
-
-
-def test_an_option_leads_from_the_working_folder(project):
-    config = read_config("project/config.yaml", ["--model=models/own", "--clients.a.tasks=[{dataset: data/a.jsonl}]"])
-    assert paths(config)[:2] == ["models/own", "data/a.jsonl"]
 
 
 def test_the_packaged_model_is_no_path(project):
@@ -92,5 +88,23 @@ def test_test_sets_are_found_beside_the_configuration_too(project):
 def test_rewards_are_importable_from_the_configurations_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "rewards_beside.py").write_text("def one(completion):\n    return 1.0\n")
-    make_rewards_importable(Config(rewards=RewardsConfig(folder=str(tmp_path))))
+    find_rewards(Config(rewards=RewardsConfig(folder=str(tmp_path))))
     assert importlib.import_module("rewards_beside").one("") == 1.0
+
+
+def test_a_path_in_an_option_leads_from_here_then_from_the_configurations_folder(tmp_path, monkeypatch):
+    project, here = tmp_path / "project", tmp_path / "here"
+    for folder, names in ((project, ("both.csv", "there.csv")), (here, ("both.csv",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("prompt,answer\n1,2\n")
+    (project / "config.yaml").write_text("partition: {clients: 2, task: {dataset: there.csv}}\n")
+    monkeypatch.chdir(here)
+
+    def dataset(*overrides):
+        return Path(read_config(project / "config.yaml", overrides).partition.task.dataset)
+
+    assert dataset().resolve() == project / "there.csv"
+    assert dataset("--partition.task.dataset", "both.csv").resolve() == here / "both.csv"
+    assert dataset("--partition.task.dataset", "there.csv").resolve() == project / "there.csv"
+    assert dataset("--partition.task.dataset", "nowhere.csv") == Path("nowhere.csv")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from fgrpo.config import Config
 from fgrpo.errors import ConfigError
-from fgrpo.settings import config_parser, read_config, to_yaml
+from fgrpo.settings import _ELSEWHERE, _paths, config_parser, read_config, to_yaml
 
 YAML = """
 clients:
@@ -48,6 +49,9 @@ def test_yaml_round_trip(path, tmp_path):
         pytest.param(["--rounds"], ["rounds", "expected a value"], id="no-value"),
         pytest.param(["rounds=1"], ["rounds=1", "expected --key value"], id="no-dashes"),
         pytest.param(["--rounds", "0"], ["rounds", "got 0", "at least 1"], id="out-of-range"),
+        pytest.param(["--lr", "1e-4"], ["unknown key 'lr'", "'train.lr' or 'server.lr'"], id="last-name"),
+        pytest.param(["--train.learning_rate", "1"], ["'train.learning_rate'", "it is train.lr here"], id="of-trl"),
+        pytest.param(["--num-generations", "8"], ["it is rollout.group_size here"], id="of-trl-alone"),
         pytest.param(["--codec.block", "48"], ["codec.block", "power of two"], id="block"),
         pytest.param(["--rollout.group_size", "1"], ["rollout.group_size", "at least 2"], id="group-of-one"),
         pytest.param(["--clients.sums.reward_scale", "-1"], ["clients.sums.reward_scale"], id="negative-scale"),
@@ -58,7 +62,12 @@ def test_a_wrong_override_is_one_line(path, overrides, words):
         read_config(path, overrides)
     message = str(caught.value)
     assert "\n" not in message
+    assert "configuration" not in message, "the file is not to blame"
     assert all(word in message for word in words), message
+
+
+def test_what_other_libraries_call_it_is_a_key_here():
+    assert set(_ELSEWHERE.values()) <= set(_paths(Config, ""))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def evaluate(policy: Policy, client: Client, config: Config, round_number: int) 
             _sample(questions[i], answers.completions[i], answers.values[i], answers.correct[i])
             for i in spread(len(questions), config.evaluation.samples)
         ),
+        unscored=answers.unscored,
     )
 
 
@@ -56,6 +57,7 @@ class _Answers:
     values: list[float] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
+    unscored: int = 0
 
 
 def _answer(policy: Policy, client: Client, questions: Sequence[Question], config: Config) -> _Answers:
@@ -65,6 +67,7 @@ def _answer(policy: Policy, client: Client, questions: Sequence[Question], confi
         prompts = [question.example.prompt for question in batch]
         rollouts = policy.sample(prompts, config.rollout, seed=0, greedy=True)
         scores = client.scores(batch, rollouts.answers())
+        answers.unscored += sum(map(math.isnan, scores.values))
         answers.values += [0.0 if math.isnan(value) else value for value in scores.values]
         answers.correct += scores.correct
         answers.completions += rollouts.completions

@@ -3,7 +3,15 @@
 A field's docstring is its help text. Nothing here builds or loads anything.
 """
 
-from fgrpo.config.data import ClientConfig, DiagnosticConfig, FaultConfig, PartitionConfig, RewardsConfig, TaskConfig
+from fgrpo.config.data import (
+    NAMED_REWARDS,
+    ClientConfig,
+    DiagnosticConfig,
+    FaultConfig,
+    PartitionConfig,
+    RewardsConfig,
+    TaskConfig,
+)
 from fgrpo.config.privacy import PrivacyConfig
 from fgrpo.config.remote import FlowerConfig, LimitsConfig
 from fgrpo.config.run import PACKAGED_MODELS, Config, EngineConfig, EvaluationConfig
@@ -11,6 +19,7 @@ from fgrpo.config.server import AggregationConfig, CodecConfig, ParticipationCon
 from fgrpo.config.training import LoraConfig, RolloutConfig, TrainConfig
 
 __all__ = [
+    "NAMED_REWARDS",
     "PACKAGED_MODELS",
     "AggregationConfig",
     "ClientConfig",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+NAMED_REWARDS = ("exact_match", "number_match", "math_verify")
+
 
 @dataclass(frozen=True)
 class DiagnosticConfig:

@@ -138,12 +138,13 @@ class Progress:
             self._print_round(head, evaluations, [*results, *([f"and {more} more"] if more else [])])
         if not reports and evaluations:
             self._print_round(["before training"], evaluations, [])
+            self._print(Text("each round: seconds, bytes sent up, accuracy; each client's mean reward (weight)"))
 
     def _print_data(self, data: list[ClientData]) -> None:
         if any(client.rows for client in data):
             self._print(Text("training rows:"))
             learning = [client for client in data if client.client not in OF_THE_RUN]
-            rows = [f"  {c.client}: {row_count(c)}  {histogram(c.labels)}".rstrip() for c in learning]
+            rows = [f"  {c.client}: {row_count(c)}  {_labels(c)}".rstrip() for c in learning]
             self._print_some(rows, style="")
         self._print_some([note for client in data for note in client.notes], style="yellow")
 
@@ -162,10 +163,14 @@ class Progress:
                 self._print(Text(self._plain(line + report.reward_failure), style="yellow"))
 
     def _print_round(self, head: list[str], evaluations: list[Evaluation], results: list[str]) -> None:
-        of_clients = [evaluation.accuracy for evaluation in evaluations if evaluation.client != TEST_SET]
-        on_test_set = [evaluation.accuracy for evaluation in evaluations if evaluation.client == TEST_SET]
+        scored = [evaluation for evaluation in evaluations if evaluation.unscored < evaluation.prompts]
+        of_clients = [evaluation.accuracy for evaluation in scored if evaluation.client != TEST_SET]
+        on_test_set = [evaluation.accuracy for evaluation in scored if evaluation.client == TEST_SET]
         for what, accuracies in (("accuracy", of_clients), ("test set", on_test_set)):
             head = [*head, *([f"{what} {percent(fmean(accuracies))}"] if accuracies else [])]
+        if unscored := sum(evaluation.unscored for evaluation in evaluations):
+            asked = sum(evaluation.prompts for evaluation in evaluations)
+            head = [*head, f"no reward could be told for {unscored} of {asked} answers"]
         if not self._live.is_started:
             self._print(Text("  ".join(head + results)))
             return
@@ -227,6 +232,11 @@ class Progress:
     def _time_left(self) -> str:
         left = self._clock.left(self._rounds - self._done)
         return "?" if left is None else _clock_time(left)
+
+
+def _labels(data: ClientData) -> str:
+    """Return the labels of a client's rows, unless they say what its name says."""
+    return "" if [*data.labels] == [data.client] else histogram(data.labels)
 
 
 class _Clock:

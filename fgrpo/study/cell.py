@@ -15,7 +15,7 @@ from fgrpo.engines.base import Engine
 from fgrpo.engines.choice import open_engine
 from fgrpo.errors import RunError
 from fgrpo.federation import play
-from fgrpo.paths import make_rewards_importable
+from fgrpo.importing import find_rewards
 from fgrpo.records import TEST_SET, Record, RoundSummary
 from fgrpo.run_folder import RunFolder
 from fgrpo.settings import to_yaml
@@ -31,7 +31,7 @@ def play_cell(cell: Cell, path: Path, keep: bool, announce: Callable[[int], None
         keep: leave the state and the payloads of the last rounds too.
         announce: called after every round with the number of clients' turns in it.
     """
-    make_rewards_importable(cell.config)
+    find_rewards(cell.config)
     turns = 1 if cell.baseline == "local" else cell.work // cell.config.rounds
     with _runs(cell, path) as runs:
         folders = [_play(engine, config, folder, lambda: announce(turns)) for engine, config, folder in runs]

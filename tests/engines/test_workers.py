@@ -233,7 +233,7 @@ def test_nothing_is_left_of_a_run_that_ends_in_the_middle(tmp_path, end):
         text=True,
         start_new_session=True,
     ) as run:
-        assert run.stdout.readline() == "loading model tiny ...\n"
+        assert run.stdout.readline() == "loading PyTorch and model tiny ...\n"
         while (line := run.stdout.readline()) and not line.startswith("engine"):
             assert line.strip().endswith(" s"), "nothing else is said while it loads"
         assert line == "engine: 2 workers x 1 thread\n"

@@ -64,6 +64,7 @@ def test_a_log_gets_one_plain_line_per_round(capsys, monkeypatch, force_color):
     name = "ward 7\\x1b[31m\\nb"
     assert capsys.readouterr().out.splitlines() == [
         "before training  accuracy 50.0%",
+        "each round: seconds, bytes sent up, accuracy; each client's mean reward (weight)",
         f"round 1/3    2.5 s     3 kB up  adder 0.25 (50%)  {name} 2.5 (50%)",
         f"round 2: quarantined {name}: payload: damaged [bold]\\x1b[2J",
         "round 2/3    2.5 s   1.5 kB up  adder 0.5 (100%)",

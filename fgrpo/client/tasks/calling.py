@@ -10,11 +10,11 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from fgrpo.client.tasks.scoring import Outcome, RewardFailure, RewardFunction
 from fgrpo.errors import ConfigError, FgrpoError, TaskError
+from fgrpo.importing import shown_path
 from fgrpo.nearest import did_you_mean
 from fgrpo.records import Chat, Completion, Example
 
@@ -191,9 +191,3 @@ def _place(function: Callable[..., Any], error: BaseException | None = None) -> 
     if own:
         file, line = own[-1].filename, own[-1].lineno or 0
     return f"{shown_path(file)}:{line}" if file else "no source"
-
-
-def shown_path(file: str) -> str:
-    """Return a file's path as a person would write it from here."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

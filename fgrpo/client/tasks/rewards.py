@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
-from fgrpo.client.tasks.calling import PerCompletion, adapted, shown_path
+from fgrpo.client.tasks.calling import PerCompletion, adapted
 from fgrpo.client.tasks.numbers import last_number
 from fgrpo.client.tasks.scoring import RewardFunction, WeightedReward
 from fgrpo.errors import ConfigError, how_to_install
-from fgrpo.nearest import did_you_mean
+from fgrpo.importing import check_name, imported
 
 
 def exact_match(completion: str, answer: str) -> float:
@@ -74,22 +71,5 @@ def _by_name(name: str, columns: Sequence[str]) -> RewardFunction:
         raise ConfigError(f"reward math_verify needs the package math-verify: {how_to_install('math-verify')}")
     if name in NAMED:
         return PerCompletion(name, NAMED[name], takes_answer=True)
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"unknown reward '{name}'{did_you_mean(name, NAMED)} "
-            f"(known: {', '.join(NAMED)}, or an import path package.module:function)"
-        )
-    try:
-        reward: Any = getattr(import_module(module), function)
-    except (Exception, SystemExit) as error:  # importing runs the user's own code
-        raise ConfigError(f"reward '{name}' cannot be imported: {error!r}{_raised_at(error)}") from error
-    if not callable(reward):
-        raise ConfigError(f"reward '{name}' is {reward!r}, expected a function such as (completion, answer) -> float")
-    return adapted(name, reward, columns)
-
-
-def _raised_at(error: BaseException) -> str:
-    """Return where a module failed while it was imported, if it was found at all."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
-    return f" ({shown_path(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    check_name(name)
+    return adapted(name, imported(name), columns)
