@@ -9,11 +9,9 @@ from statistics import fmean
 
 from fgrpo.records import Report
 from fgrpo.show.changes import Change, accuracy_change, mean_change, trend
+from fgrpo.show.standing import Lag, lag
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.text import NAMED, number, percent, points
-
-STARVED = 0.2  # of an equal share
-MISSED = 0.5  # of a client's rounds, or of its completions
 
 
 class Evidence:
@@ -72,9 +70,10 @@ class Evidence:
     def reports(self, round_number: int) -> list[Report]:
         return [reports[round_number] for reports in self.summary.reports.values() if round_number in reports]
 
-    def equal_groups(self, client: str | None = None) -> float | None:
-        """Return the share of groups with equal rewards in the last third of the rounds, of one client or all."""
-        found = [r.degenerate for n in self.late for r in self.reports(n) if client in (None, r.client)]
+    def equal_groups(self, client: str | None = None, rounds: Sequence[int] | None = None) -> float | None:
+        """Return the share of groups with equal rewards, of one client or all, in some rounds or the last third."""
+        rounds = self.late if rounds is None else rounds
+        found = [r.degenerate for n in rounds for r in self.reports(n) if client in (None, r.client)]
         return fmean(found) if found else None
 
     def not_finite(self) -> Iterator[str]:
@@ -89,21 +88,70 @@ class Evidence:
                 if any(word in reason for word in ("not finite", "diverged", " nan", " inf")):
                     yield f"round {round_.round}, {client}: {reason}"
 
-    def why_starved(self, client: str) -> str:
-        """Return why a client hardly takes part; an empty text if it does."""
-        summary, reports = self.summary, self.summary.reports.get(client, {}).values()
-        if any(data.client == client and data.rows == 0 for data in summary.data):
-            return "no training rows"
-        missed = summary.times_quarantined()[client]
-        if missed and missed >= MISSED * (missed + len(reports)):
-            return f"replies quarantined in {missed} of {missed + len(reports)} rounds"
-        left_out = sum(report.unrewarded for report in reports)
-        if left_out and left_out >= MISSED * (left_out + sum(report.sequences for report in reports)):
-            return f"{left_out:,} of its completions got no reward"
-        shares = [r.weights[client] * len(r.weights) for r in summary.rounds if client in r.weights]
-        if shares and fmean(shares) < STARVED:
-            return f"its weight is {percent(fmean(shares))} of an equal share"
-        return ""
+    @cached_property
+    def lags(self) -> dict[str, Lag]:
+        """Why clients hardly take part: of those that do not."""
+        clients = dict.fromkeys([*(data.client for data in self.summary.data), *self.summary.clients])
+        return {client: found for client in clients if (found := lag(self.summary, client))}
+
+    @cached_property
+    def since_first(self) -> dict[str, Change]:
+        """How each client's mean reward changed from the first round to the last third, in its own scale.
+
+        Its error is that of means over prompt groups, whose completions are alike.
+        """
+        found = {}
+        for client, reports in self.summary.reports.items():
+            late = [reports[n] for n in self.late if n in reports and n != min(reports)]
+            if late:
+                first = reports[min(reports)]
+                variance = _variance(first) + sum(map(_variance, late)) / len(late) ** 2
+                found[client] = Change(first.reward_mean, fmean(r.reward_mean for r in late), math.sqrt(variance))
+        return found
+
+    @cached_property
+    def rewards_fell(self) -> bool:
+        """Whether rewards are clearly lower than in the first round, all clients taken together, each in its unit."""
+        units = {c: self.summary.reports[c][min(self.summary.reports[c])].reward_std for c in self.since_first}
+        in_units = [
+            Change(change.before / units[c], change.after / units[c], change.error / units[c])
+            for c, change in self.since_first.items()
+            if units[c] > 0
+        ]
+        change = mean_change(in_units)
+        return change is not None and change.down and not any(change.up for change in self.since_first.values())
+
+    @cached_property
+    def constant_rewards(self) -> set[float]:
+        """The clients' rewards, if every completion of a client got the same in all rounds; empty otherwise."""
+        of_clients = [{r.reward_mean for r in reports.values()} for reports in self.summary.reports.values() if reports]
+        constant = all(len(rewards) == 1 for rewards in of_clients) and self.equal_groups(rounds=self.rounds) == 1.0
+        return set().union(*of_clients) if constant else set()
+
+    @property
+    def shaped(self) -> bool:
+        """Whether rewards are made of several functions' values."""
+        return any(name.startswith("reward/") for n in self.rounds for r in self.reports(n) for name in r.metrics)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the run kept samples to read."""
+        measured = [*self.summary.evaluations.values(), self.summary.test_set]
+        return any(evaluation.samples for rounds in measured for evaluation in rounds.values())
+
+    @property
+    def prompts_in_words(self) -> str:
+        """Return how many held-out prompts accuracy is a mean over, and what change they can tell at the least."""
+        if self.mean_accuracy is None:
+            return ""
+        counts = sorted({r.prompts for c in self.accuracy for r in self.summary.evaluations[c].values()})
+        prompts = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"{prompts} held-out prompts a client tell {100 * self.least_change:.0f} points or more"
+
+    @property
+    def least_change(self) -> float:
+        """The change of mean accuracy that would be clear; 0 where it was not measured."""
+        return self.mean_accuracy.sure * self.mean_accuracy.error if self.mean_accuracy else 0.0
 
     def accuracy_in_words(self) -> list[str]:
         """Return how accuracy changed, over the clients and on the run's own test set, where they were measured."""
@@ -119,6 +167,14 @@ class Evidence:
 
     def reward_in_words(self, client: str) -> str:
         return f"{client} reward {arrow(self.rewards[client])}"
+
+    def since_first_in_words(self) -> str:
+        return listed(f"{client} reward {arrow(change)}" for client, change in self.since_first.items())
+
+
+def _variance(report: Report) -> float:
+    """Return the variance of a round's mean reward; where groups were not counted, as if completions were single."""
+    return report.reward_std**2 / max(1, report.groups or report.sequences)
 
 
 def arrow(change: Change) -> str:

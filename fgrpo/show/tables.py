@@ -87,7 +87,7 @@ def client_table(summary: RunSummary) -> TextTable:
         ),
         tuple(rows),
         footer,
-        note="reward: mean over a round, in the client's own scale; weight: share of a round's update; "
+        note="accuracy: share of the held-out answers that the first reward function gives exactly 1; reward: mean over a round, in the client's own scale; weight: share of a round's update; "
         "missed: the reply was quarantined" + _robust_note(summary),
     )
 
@@ -113,13 +113,13 @@ def data_table(summary: RunSummary) -> TextTable:
         reports = summary.reports.get(client.client, {}).values()
         left, failed = sum(r.unrewarded for r in reports), sum(r.reward_failures for r in reports)
         counts = (sum(r.sequences for r in reports), sum(r.tokens for r in reports), left, failed)
-        labels = histogram(client.labels)
+        labels = label_counts(client)
         rows.append((client.client, row_count(client), str(client.held_out), *(f"{n:,}" for n in counts), labels))
     if len(shown) < len(summary.data):
         rows.append((f"and {len(summary.data) - len(shown)} more", *[""] * 7))
     notes = [note for client in summary.data for note in client.notes]
     notes = [*notes[:MOST_SHOWN], *([f"and {len(notes) - MOST_SHOWN} more"] if len(notes) > MOST_SHOWN else [])]
-    has_labels = any(client.labels for client in summary.data)
+    has_labels = any(map(label_counts, summary.data))
     columns = (
         "client",
         "training rows",
@@ -141,6 +141,11 @@ def data_table(summary: RunSummary) -> TextTable:
 
 def row_count(client: ClientData) -> str:
     return "endless" if client.rows is None else f"{client.rows:,}"
+
+
+def label_counts(client: ClientData) -> str:
+    """Return a client's labels with their counts; nothing where its only label is its own name, as its rows say it."""
+    return "" if set(client.labels) == {client.client} else histogram(client.labels)
 
 
 def histogram(labels: Mapping[str, int]) -> str:

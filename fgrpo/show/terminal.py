@@ -36,7 +36,7 @@ def print_summary(records: Iterable[Record], console: Console | None = None) -> 
     summary, console = RunSummary.of(records), console or _console()
     for finding in verdict(summary) if summary.rounds else ():
         says, rest = (printable(t, console.encoding) for t in (finding.says, f"{finding.evidence}. {finding.remedy}"))
-        console.print(Text(says, style=f"bold {'yellow' if finding.remedy else 'green'}"), highlight=False)
+        console.print(Text(says, style=f"bold {'yellow' if finding.alarming else 'green'}"), highlight=False)
         console.print(Text(rest.strip()), highlight=False)
         console.print()
     print_tables([*tables(summary), *remote_tables(summary)], console)
@@ -75,18 +75,25 @@ def print_payload(header: Header, delta: Encoded, length: int, console: Console 
 
 def _print(table: TextTable, console: Console | None) -> None:
     console = console or _console()
-    shown = Table(box=box.SIMPLE, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
+
+    def text(content: str, style: str = "") -> Text:
+        """Return text that is no markup: titles and columns are names from outside too."""
+        return Text(printable(content, console.encoding), style=style)
+
+    shown = Table(box=box.SIMPLE, title=text(table.title, "bold"), title_justify="left", pad_edge=False)
     shown.collapse_padding, shown.show_header, shown.show_footer = True, any(table.columns), bool(table.footer)
     for at, column in enumerate(table.columns):
         is_number = table.is_number(at)
-        footer = Text(table.footer[at] if table.footer else "", style="bold")
-        header = column.replace(" ", "\n") if is_number and len(table.columns) > _STACK_HEADERS_FROM else column
+        footer = text(table.footer[at] if table.footer else "", "bold")
+        header = text(column)
+        if is_number and len(table.columns) > _STACK_HEADERS_FROM:
+            header = Text("\n").join(map(text, column.split(" ")))
         shown.add_column(header, footer, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(printable(cell, console.encoding)) for cell in row))
+        shown.add_row(*map(text, row))
     console.print(shown)
     if table.note:
-        console.print(Text(table.note, style="dim"), highlight=False)
+        console.print(text(table.note, "dim"), highlight=False)
     console.print()
 
 

@@ -5,13 +5,15 @@ The first finding is about the whole run, those after it about single clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from fgrpo.show import remedies
 from fgrpo.show.changes import mean_change
 from fgrpo.show.evidence import Evidence, arrow, listed, percents, span
+from fgrpo.show.standing import EQUAL, Cause, Lag, unasked, weight
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.text import named, percent
 
@@ -24,12 +26,17 @@ Kind = Literal[
     "reward without accuracy",
     "undecided",
     "starved",
+    "small",
+    "heavy",
+    "not asked",
     "carried",
     "harmed",
 ]
 
+_REMARKS = ("small", "heavy", "not asked")  # worth knowing, and nothing went wrong
+
 _SOLVED = 0.95  # accuracy from which equal rewards are no loss
-_EQUAL = 0.9  # share of groups with equal rewards from which there is nothing to learn from
+_COARSE = 0.1  # a change of accuracy: held-out prompts that cannot tell this much are too few
 _ENTROPY_LEFT = 0.2  # against the first rounds'
 _SHORTER, _LONGER = 0.4, 2.5  # completions, against the first rounds'
 _GROWN = 10.0  # gradients and steps, against the first rounds'
@@ -42,13 +49,17 @@ class Finding:
     Attributes:
         says: the finding, in a sentence.
         evidence: the numbers that it stands on.
-        remedy: what to look at or to try; empty where nothing is wrong.
+        remedy: what to look at or to try; empty where nothing is to be done.
     """
 
     kind: Kind
     says: str
     evidence: str
     remedy: str = ""
+
+    @property
+    def alarming(self) -> bool:
+        return bool(self.remedy) and self.kind not in _REMARKS
 
 
 def verdict(summary: RunSummary) -> tuple[Finding, ...]:
@@ -62,12 +73,17 @@ def _not_finite(run: Evidence) -> Finding | None:
     bad = list(run.not_finite())
     if not bad or run.learned:
         return None
-    return Finding("diverging", "Diverging: training gave numbers that are not finite.", listed(bad), _DIVERGED)
+    return Finding("diverging", "Diverging: training gave numbers that are not finite.", listed(bad), remedies.DIVERGED)
 
 
 def _collapsing(run: Evidence) -> Finding | None:
     if run.learned or any(change.up for change in run.rewards.values()):
         return None
+    first, equal = run.equal_groups(rounds=run.rounds[:1]), run.equal_groups()
+    if run.rewards_fell and first is not None and equal is not None and first < EQUAL <= equal:
+        says = "Collapsed: rewards fell since the first round, and hardly any group tells answers apart any more."
+        evidence = [run.since_first_in_words(), _equal_in_words(run, equal), *run.accuracy_in_words()]
+        return Finding("collapsing", says, "; ".join(evidence), remedies.rewards_fell(run))
     entropy = run.mean_over_clients(lambda report: report.metrics.get("entropy"))
     length = run.mean_over_clients(lambda report: report.completion_length)
     signs = []
@@ -78,7 +94,7 @@ def _collapsing(run: Evidence) -> Finding | None:
     if not signs:
         return None
     says = "Collapsing: answers lose their variety or change their length, and nothing is gained by it."
-    return Finding("collapsing", says, "; ".join([*signs, *run.accuracy_in_words()]), _COLLAPSED)
+    return Finding("collapsing", says, "; ".join([*signs, *run.accuracy_in_words()]), remedies.collapsed(run))
 
 
 def _diverging(run: Evidence) -> Finding | None:
@@ -92,24 +108,34 @@ def _diverging(run: Evidence) -> Finding | None:
     if run.since_best and run.since_best[1].down:
         best, change = run.since_best
         signs.append(f"mean held-out accuracy {percents(change)} since {f'round {best}' if best else 'the start'}")
+    downs = [client for client, change in run.rewards.items() if change.down]
+    if run.mean_accuracy is None and len(downs) > len(run.rewards) / 2:
+        signs.append(listed(map(run.reward_in_words, downs)))
     if not signs:
         return None
     says = "Diverging: the model gets worse, or its steps grow without bound."
-    return Finding("diverging", says, "; ".join(signs), _DIVERGED)
+    return Finding("diverging", says, "; ".join(signs), remedies.DIVERGED)
+
+
+def _solved(run: Evidence) -> Finding | None:
+    equal = run.equal_groups()
+    if equal is None or equal < EQUAL or not run.mean_accuracy or run.mean_accuracy.after < _SOLVED:
+        return None
+    says = "Solved: the held-out prompts are answered, and little is left to learn from."
+    return Finding("solved", says, "; ".join([_equal_in_words(run, equal), *run.accuracy_in_words()]))
 
 
 def _stalled(run: Evidence) -> Finding | None:
     equal = run.equal_groups()
-    if equal is None or equal < _EQUAL:
+    if equal is None or equal < EQUAL:
         return None
-    share = f"{percent(equal)} of prompt groups had equal rewards in {span(run.late)}"
-    evidence = "; ".join([share, *run.accuracy_in_words()])
-    if run.mean_accuracy and run.mean_accuracy.after >= _SOLVED:
-        says = "Solved: the held-out prompts are answered, and little is left to learn from."
-        return Finding("solved", says, evidence)
     says = "Stalled: the rewards of nearly every group are equal, and such a group teaches nothing."
-    rewards = {report.reward_mean for n in run.late for report in run.reports(n)}
-    return Finding("stalled", says, evidence, _ALL_ZERO if rewards == {0.0} else _ALL_EQUAL)
+    evidence = "; ".join([_equal_in_words(run, equal), *run.accuracy_in_words()])
+    return Finding("stalled", says, evidence, remedies.stalled(run))
+
+
+def _equal_in_words(run: Evidence, equal: float) -> str:
+    return f"{percent(equal)} of prompt groups had equal rewards in {span(run.late)}"
 
 
 def _reward_without_accuracy(run: Evidence) -> Finding | None:
@@ -117,7 +143,7 @@ def _reward_without_accuracy(run: Evidence) -> Finding | None:
     if run.mean_accuracy is None or not run.mean_accuracy.not_up or not ups or len(ups) < len(run.accuracy) / 2:
         return None
     evidence = [*run.accuracy_in_words(), listed(map(run.reward_in_words, ups))]
-    return Finding("reward without accuracy", "Reward goes up while accuracy does not.", "; ".join(evidence), _GAMED)
+    return Finding("reward without accuracy", "Reward goes up while accuracy does not.", "; ".join(evidence), remedies.gamed(run))
 
 
 def _learning(run: Evidence) -> Finding | None:
@@ -132,13 +158,18 @@ def _learning(run: Evidence) -> Finding | None:
 
 
 def _undecided(run: Evidence) -> Finding:
-    says = "Undecided: no change beyond what chance gives."
+    says, remedy = "Undecided: no change beyond what chance gives.", remedies.TOO_LITTLE
     if run.mean_accuracy is None and not run.rewards:
         says = "Undecided: so few rounds, and no accuracy after training, tell nothing."
-    ups = sum(change.up for change in run.rewards.values())
+    elif run.least_change > _COARSE:
+        says = "Undecided: too few held-out prompts to tell, and rewards do not tell either."
+        remedy = f"{remedies.TOO_FEW_PROMPTS} {remedies.TOO_LITTLE}"
+    ups, downs = (sum(getattr(change, way) for change in run.rewards.values()) for way in ("up", "down"))
     rewards = [f"reward clearly up at {ups} of {len(run.rewards)} clients"] if run.rewards else []
+    rewards += [f"clearly down at {downs}"] if downs else []
     rounds = f"{len(run.rounds)} round{'' if len(run.rounds) == 1 else 's'}"
-    return Finding("undecided", says, "; ".join([*run.accuracy_in_words(), *rewards, rounds]), _TOO_LITTLE)
+    evidence = [*run.accuracy_in_words(), run.prompts_in_words, *rewards, rounds]
+    return Finding("undecided", says, "; ".join(filter(None, evidence)), remedy)
 
 
 def _harmed(run: Evidence, of_run: Kind) -> Iterator[Finding]:
@@ -146,25 +177,55 @@ def _harmed(run: Evidence, of_run: Kind) -> Iterator[Finding]:
         others = mean_change([other for name, other in run.accuracy.items() if name != client])
         if change.down and others and not others.down:
             evidence = f"{client} {percents(change)}; the others' mean {percents(others)}"
-            yield Finding("harmed", f"Harmed: {client} loses while the others do not.", evidence, _PULLED)
+            yield Finding("harmed", f"Harmed: {client} loses while the others do not.", evidence, remedies.PULLED)
 
 
 def _starved(run: Evidence, of_run: Kind) -> Iterator[Finding]:
-    clients = dict.fromkeys([*(data.client for data in run.summary.data), *run.summary.clients])
-    found = {client: why for client in clients if (why := run.why_starved(client))}
+    found = {client: lag for client, lag in run.lags.items() if lag.cause != "few rows"}
     if found:
         says = f"Starved: {named(found)} hardly take{_s(found)} part."
-        yield Finding("starved", says, listed(f"{client}: {why}" for client, why in found.items()), _STARVING)
+        yield Finding("starved", says, _lags_in_words(found), remedies.starving(lag.cause for lag in found.values()))
+
+
+def _small(run: Evidence, of_run: Kind) -> Iterator[Finding]:
+    few_rows: Cause = "few rows"
+    found = {client: lag for client, lag in run.lags.items() if lag.cause == few_rows}
+    if found:
+        says = f"Small: {named(found)} weigh{_s(found)} little, having few rows."
+        yield Finding("small", says, _lags_in_words(found), remedies.starving([few_rows]))
+
+
+def _heavy(run: Evidence, of_run: Kind) -> Iterator[Finding]:
+    weights = {client: weight(run.summary, client) for client in run.summary.clients}
+    found = {client: weighed for client, weighed in weights.items() if weighed and weighed.beyond_rows}
+    if found:
+        says = f"Heavy: {named(found)} weigh{_s(found)} far more than the share of rows."
+        evidence = listed(f"{client}: {weighed.against_rows()}" for client, weighed in found.items())
+        yield Finding("heavy", says, evidence, remedies.BOUND)
+
+
+def _not_asked(run: Evidence, of_run: Kind) -> Iterator[Finding]:
+    if found := list(unasked(run.summary)):
+        says = f"Not asked: {named(found)} took part in no round, as participation is drawn."
+        asked = fmean(len(round_.weights) + len(round_.quarantined) for round_ in run.summary.rounds)
+        clients = len([data for data in run.summary.data if data.rows != 0])
+        rounds = len(run.rounds)
+        evidence = f"{rounds} round{'' if rounds == 1 else 's'} of {asked:.0f} clients, drawn from {clients}"
+        yield Finding("not asked", says, evidence)
+
+
+def _lags_in_words(lags: Mapping[str, Lag]) -> str:
+    return listed(f"{client}: {lag.evidence}" for client, lag in lags.items())
 
 
 def _stalled_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:
     equal = {client: share for client in run.summary.clients if (share := run.equal_groups(client)) is not None}
     solved = {client for client, change in run.accuracy.items() if change.after >= _SOLVED}
-    found = {client: share for client, share in equal.items() if share >= _EQUAL and client not in solved}
-    if found and of_run not in ("stalled", "solved"):
+    found = {client: share for client, share in equal.items() if share >= EQUAL and client not in solved}
+    if found and of_run not in ("stalled", "solved", "collapsing"):
         shares = listed(f"{client}: {percent(share)}" for client, share in found.items())
         says = f"Stalled: {named(found)} learn{_s(found)} nothing from own prompts."
-        yield Finding("stalled", says, f"groups with equal rewards in {span(run.late)}: {shares}", _ALL_EQUAL)
+        yield Finding("stalled", says, f"groups with equal rewards in {span(run.late)}: {shares}", remedies.all_equal(run))
 
 
 def _reward_without_accuracy_at_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:
@@ -173,21 +234,22 @@ def _reward_without_accuracy_at_clients(run: Evidence, of_run: Kind) -> Iterator
     if found and of_run != "reward without accuracy":
         evidence = [f"{run.reward_in_words(client)}, accuracy {percents(run.accuracy[client])}" for client in found]
         says = f"Reward goes up while accuracy does not at {named(found)}."
-        yield Finding("reward without accuracy", says, listed(evidence), _GAMED)
+        yield Finding("reward without accuracy", says, listed(evidence), remedies.gamed(run))
 
 
 def _carried(run: Evidence, of_run: Kind) -> Iterator[Finding]:
     for client, change in run.accuracy.items():
-        why, reports = run.why_starved(client), run.summary.reports[client].values()
+        lag, reports = run.lags.get(client), run.summary.reports[client].values()
+        why = lag.evidence if lag else ""
         equal = fmean(report.degenerate for report in reports) if reports else 0.0
-        if not why and equal >= _EQUAL:
+        if not why and equal >= EQUAL:
             why = f"{percent(equal)} of its own groups had equal rewards"
         if change.up and why and len(run.accuracy) > 1:
             says = f"Carried: {client} gains by what the others learn."
             yield Finding("carried", says, f"{client} {percents(change)}; {why}")
 
 
-def _s(found: Sequence[str] | dict[str, str] | dict[str, float]) -> str:
+def _s(found: Collection[str]) -> str:
     return "s" if len(found) == 1 else ""
 
 
@@ -195,23 +257,18 @@ _OF_RUN: Sequence[Callable[[Evidence], Finding | None]] = (
     _not_finite,
     _collapsing,
     _diverging,
-    _stalled,
+    _solved,
     _reward_without_accuracy,
+    _stalled,
     _learning,
 )
 _OF_CLIENTS: Sequence[Callable[[Evidence, Kind], Iterator[Finding]]] = (
     _harmed,
     _starved,
+    _small,
     _stalled_clients,
     _reward_without_accuracy_at_clients,
+    _heavy,
     _carried,
+    _not_asked,
 )
-
-_DIVERGED = "Lower train.lr or server.lr, fewer train.local_steps, or aggregation.robust: clipped_mean."
-_COLLAPSED = "Lower train.lr, some train.entropy_coef or train.beta, a larger train.clip_high; read the samples."
-_ALL_ZERO = "Every reward is 0: the tasks are too hard, or the reward function never matches. Read the samples."
-_ALL_EQUAL = "Harder or easier tasks, a larger rollout.group_size, a higher rollout.temperature; read the samples."
-_GAMED = "The reward may pay for something else than being right: the first function judges, the others only shape."
-_TOO_LITTLE = "More rounds (`fgrpo resume RUN --rounds N`), or more evaluation.prompts."
-_STARVING = "More rows, another aggregation.n_k, a lower aggregation.cap; log.txt and the quarantines say what failed."
-_PULLED = "Its task pulls another way: another aggregation.rule, fewer train.local_steps, a lower server.lr."

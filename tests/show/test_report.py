@@ -16,8 +16,8 @@ from fgrpo.show.pictures import pictures
 from fgrpo.show.plots import write_plots
 from fgrpo.show.report import write_report
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.tables import client_table, data_table, quarantine_table, stage_table, uplink_table
-from fgrpo.show.terminal import print_evaluations, print_payload, print_summary
+from fgrpo.show.tables import TextTable, client_table, data_table, quarantine_table, stage_table, uplink_table
+from fgrpo.show.terminal import print_evaluations, print_payload, print_summary, print_tables
 from fgrpo.show.text import byte_size, ratio, seconds
 from fgrpo.wire.payload import Header
 from fgrpo_kernels.codec import encode
@@ -103,6 +103,29 @@ def test_data_table_of_many_clients_shows_those_heard_most_often():
     assert [row[0] for row in table.rows] == ["c97", "c98", "c99", "and 97 more"]
     assert table.note.startswith("client c0: a note; ")
     assert table.note.endswith("; and 76 more")
+
+
+def test_a_label_that_is_the_clients_own_name_is_not_repeated():
+    own = [ClientData("hill", 62, 8, {"hill": 62}, {}), ClientData("moor", 4, 8, {"moor": 4}, {})]
+    heard = records(1, ["hill", "moor"])
+    assert "labels" not in data_table(RunSummary.of([*own, *heard])).columns
+    mixed = [own[0], ClientData("moor", 4, 8, {"moor": 3, "hill": 1}, {})]
+    table = data_table(RunSummary.of([*mixed, *heard]))
+    assert [row[-1] for row in table.rows] == ["", "moor 3, hill 1"]
+
+
+def test_the_page_says_what_accuracy_is(page):
+    text = " ".join(read(page).text.split())
+    assert "+60.0 points, of answers given exactly 1" in text
+    assert "accuracy: share of the held-out answers that the first reward function gives exactly 1;" in text
+
+
+def test_markup_in_titles_and_columns_is_text():
+    console = Console(file=io.StringIO(), width=80)
+    rows = (("[/red]", "1"),)
+    print_tables([TextTable("[/b] a\x1b", ("arm", "[/x] [red]y"), rows, note="[bold]n\n")], console)
+    shown = console.file.getvalue()
+    assert all(text in shown for text in ("[/b] a\\x1b", "[/x] [red]y", "[/red]", "[bold]n\\n"))
 
 
 def test_uplink_table_counts_the_accepted_payloads_only(run):
@@ -261,7 +284,7 @@ def test_samples_show_the_same_prompt_before_and_after(page):
 
 def test_without_samples_the_page_says_how_to_keep_some(tmp_path):
     page = write_report(make_run(tmp_path / "run", ("solo",), 1))
-    assert "None were kept: evaluation.samples says how many" in read(page).text
+    assert "None were kept: --evaluation.samples 2, say, keeps two" in read(page).text
 
 
 def test_a_report_of_one_round_is_written_over_an_older_one(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from fgrpo.records import TEST_SET, ClientData, Evaluation, Report, RoundSummary
+from fgrpo.records import TEST_SET, ClientData, Evaluation, Report, RoundSummary, Sample
 from fgrpo.show.changes import accuracy_change, trend
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.verdict import verdict
@@ -132,9 +132,111 @@ def test_a_run_of_this_kind(clients, kinds, words):
     assert all(bool(finding.remedy) == (finding.kind not in no_fault) for finding in findings)
 
 
-def test_a_reward_that_is_always_0_has_a_remedy_of_its_own():
-    (finding,) = verdict(made_up({"a": Made(reward=(0.0, 0.0), equal=1.0)}))
-    assert finding.remedy.startswith("Every reward is 0")
+EQUAL_REWARDS = {
+    "always 0": ((0.0, 0.0), (1.0, 1.0), "stalled", "Every reward is 0 from the first round on"),
+    "always 1": ((1.0, 1.0), (1.0, 1.0), "stalled", "Every reward is the same from the first round on"),
+    "rarely more, 0 by now": ((0.01, 0.0), (0.85, 1.0), "stalled", "Every reward is 0 by now"),
+    "1 by now": ((0.5, 1.0), (0.3, 1.0), "stalled", "Accuracy is the share of answers"),
+    "0 by now": ((0.17, 0.0), (0.5, 1.0), "collapsing", "Lower train.lr"),
+    "fell to credit for nothing": ((0.5, 0.1), (0.5, 1.0), "collapsing", "Lower train.lr"),
+}
+
+
+@pytest.mark.parametrize(("rewards", "equal", "kind", "remedy"), EQUAL_REWARDS.values(), ids=EQUAL_REWARDS)
+def test_what_equal_rewards_call_for_depends_on_how_they_came(rewards, equal, kind, remedy):
+    (finding,) = verdict(at_once({"a": STILL}, rewards, equal))
+    assert (finding.kind, finding.remedy[: len(remedy)]) == (kind, remedy)
+
+
+def at_once(clients, rewards, equal, rounds=ROUNDS):
+    """A made-up run with one reward and share of equal groups in the first round, and others in all after it."""
+    summary = made_up(clients, rounds)
+    reports = {
+        c: {n: replace(r, reward_mean=rewards[n > 1], degenerate=equal[n > 1]) for n, r in of.items()}
+        for c, of in summary.reports.items()
+    }
+    return replace(summary, reports=reports)
+
+
+def test_a_collapse_in_the_second_of_two_rounds_is_one():
+    (finding,) = verdict(at_once({"a": replace(STILL, accuracy=(0.06, 0.0))}, (0.17, 0.0), (0.5, 1.0), rounds=2))
+    assert finding.says.startswith("Collapsed: rewards fell since the first round")
+    assert finding.evidence.startswith("a reward 0.17 → 0; 100.0% of prompt groups had equal rewards in round 2; mean ")
+    assert "accuracy 6.0% → 0.0%" in finding.evidence
+
+
+def test_rewards_that_fall_where_accuracy_was_not_measured():
+    (finding,) = verdict(made_up({"a": Made(reward=(0.8, 0.2), accuracy=())}))
+    assert (finding.kind, finding.evidence) == ("diverging", "a reward 0.719 → 0.282")
+
+
+def test_samples_are_to_be_read_where_there_are_any_and_else_to_be_kept():
+    summary = made_up({"a": replace(STILL, equal=0.97)})
+    assert verdict(summary)[0].remedy.endswith("; keep samples (--evaluation.samples 2) and read them.")
+    kept = {c: {n: replace(e, samples=[SAMPLE]) for n, e in of.items()} for c, of in summary.evaluations.items()}
+    assert verdict(replace(summary, evaluations=kept))[0].remedy.endswith("; read the samples.")
+
+
+SAMPLE = Sample("1 + 1 =", "2", "3", 0.0, False)
+
+
+def test_one_reward_function_is_not_spoken_of_as_several():
+    summary = made_up({"a": replace(GOOD, accuracy=(0.3, 0.3))})
+    assert "function" not in verdict(summary)[0].remedy
+    assert "given exactly 1" in verdict(summary)[0].remedy
+    parts = {n: replace(r, metrics={**r.metrics, "reward/close": 0.5}) for n, r in summary.reports["a"].items()}
+    assert "the first function judges" in verdict(replace(summary, reports={"a": parts}))[0].remedy
+
+
+STANDING = {
+    "few rows, by the rule": ((0.03, 4), "small", "c: its mean weight is 1.5%, its share of rows 2.0% (4 of 204)", False),
+    "much weight, few rows": ((1.0, 4), None, "", False),
+    "far more weight than rows": ((2.0, 4), "heavy", "its mean weight is 50.0%, its share of rows 2.0%", False),
+    "little weight, many rows": ((0.03, 100), "starved", "its mean weight is 1.5%, its share of rows 33.3%", True),
+}
+
+
+@pytest.mark.parametrize(("client", "kind", "words", "alarming"), STANDING.values(), ids=STANDING)
+def test_weights_against_rows(client, kind, words, alarming):
+    weight, rows = client
+    good = replace(GOOD, rows=100)
+    findings = verdict(made_up({"a": good, "b": good, "c": replace(STILL, weight=weight, rows=rows)}))[1:]
+    assert [finding.kind for finding in findings] == ([kind] if kind else [])
+    for finding in findings:
+        assert words in finding.evidence
+        assert finding.alarming == alarming
+        assert "log.txt" not in finding.remedy, "nothing failed"
+
+
+def test_quarantines_are_where_the_remedy_says():
+    (_, starved) = verdict(made_up({"a": GOOD, "b": GOOD, "c": replace(STILL, lost=9)}))
+    assert starved.remedy.startswith("The table of quarantined replies")
+
+
+def test_a_weight_that_its_groups_explain():
+    client = replace(STILL, weight=0.05, equal=0.95, rows=50)
+    starved = verdict(made_up({"a": replace(GOOD, rows=50), "c": client}))[1]
+    assert starved.evidence.endswith("; 95.0% of its groups had equal rewards")
+    assert starved.remedy.startswith("Harder or easier tasks")
+
+
+def test_who_was_never_asked_is_told_without_alarm():
+    summary = made_up({"a": GOOD})
+    others = tuple(ClientData(f"ward-{k}", 9, 8, {}, {}) for k in range(9))
+    finding = verdict(replace(summary, data=(*summary.data, *others)))[1]
+    assert (finding.kind, finding.alarming) == ("not asked", False)
+    assert finding.evidence == "12 rounds of 1 clients, drawn from 10"
+
+
+def test_too_few_prompts_are_the_reason():
+    few = made_up({"a": STILL})
+    few = {c: {n: replace(e, prompts=8) for n, e in of.items()} for c, of in few.evaluations.items()}
+    (finding,) = verdict(replace(made_up({"a": STILL}), evaluations=few))
+    assert finding.says.startswith("Undecided: too few held-out prompts")
+    assert "8 held-out prompts a client tell 43 points or more" in finding.evidence
+    assert "evaluation.prompts" in finding.remedy
+    many = {c: {n: replace(e, prompts=2000) for n, e in of.items()} for c, of in few.items()}
+    assert verdict(replace(made_up({"a": STILL}), evaluations=many))[0].says.startswith("Undecided: no change beyond")
 
 
 def test_a_step_of_the_server_that_grows_without_bound():
