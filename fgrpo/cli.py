@@ -144,6 +144,8 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     for path in arguments.output:
         write_comparison(path, runs)
     print_comparison(runs)
+    for path in arguments.output:
+        print(f"written: {path}")
 
 
 def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:

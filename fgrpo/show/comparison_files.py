@@ -20,6 +20,7 @@ from fgrpo.show.comparison import (
     evaluated_names,
     written,
 )
+from fgrpo.show.comparison_ends import endings, endings_table
 from fgrpo.show.pages import write_page
 from fgrpo.show.series import Series
 from fgrpo.show.summary import RunSummary
@@ -74,6 +75,14 @@ def _write_json(path: Path, runs: Sequence[Compared]) -> None:
             key: {run.name: _plain(value) for run, value in zip(runs, values, strict=True)}
             for key, values in differences(runs).items()
         },
+        "against_first": {
+            ending.run: {
+                "difference": ending.change and ending.change.difference,
+                "interval": ending.interval,
+                "outcome": ending.outcome,
+            }
+            for ending in endings(runs)
+        },
         "runs": {
             run.name: {
                 "rounds": len(run.summary.rounds),
@@ -106,6 +115,7 @@ def _write_html(path: Path, runs: Sequence[Compared]) -> None:
         "comparison.html.jinja",
         title=f"FGRPO: {len(runs)} runs compared",
         tables=comparison_tables(runs),
+        endings=endings_table(runs),
         pictures=[] if series.constant else [line_picture(series, list(series.values))],
         verdicts={run.name: verdict(run.summary) for run in runs},
     )

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from fgrpo.records import ClientData
 from fgrpo.show.summary import MOST_SHOWN, RunSummary
-from fgrpo.show.text import byte_size, number, percent, points, ratio, seconds
+from fgrpo.show.text import byte_size, counted, number, percent, points, ratio, seconds
 
 _LABELS_SHOWN = 8
 
@@ -73,7 +73,7 @@ def client_table(summary: RunSummary) -> TextTable:
         else ()
     )
     return TextTable(
-        f"Clients: held-out accuracy, reward and weight, {_rounds(len(summary.rounds))}",
+        f"Clients: held-out accuracy, reward and weight, {counted(len(summary.rounds), 'round')}",
         (
             "client",
             "accuracy before",
@@ -195,7 +195,3 @@ def quarantine_table(summary: RunSummary) -> TextTable:
         tuple((client, str(s.round), reason) for s in summary.rounds for client, reason in s.quarantined.items()),
         numbers_from=3,
     )
-
-
-def _rounds(count: int) -> str:
-    return "1 round" if count == 1 else f"{count} rounds"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fgrpo.records import TEST_SET, Evaluation, Record
 from fgrpo.show.comparison import Compared, comparison_tables
+from fgrpo.show.comparison_ends import endings_table
 from fgrpo.show.remote import remote_tables
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.tables import TextTable, tables
@@ -26,7 +27,7 @@ _STACK_HEADERS_FROM = 6  # a table with more columns has one word of a heading p
 
 def print_comparison(runs: Sequence[Compared], console: Console | None = None) -> None:
     """Print several runs side by side."""
-    for table in comparison_tables(runs):
+    for table in [*comparison_tables(runs), *([endings_table(runs)] if len(runs) > 1 else [])]:
         if table.rows or table.note:
             _print(table, console)
 

@@ -16,6 +16,11 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def counted(number: int, what: str) -> str:
+    """Return `1 seed`, `2 seeds`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
 
@@ -67,9 +72,9 @@ def named(names: Iterable[str]) -> str:
 
 def engine(config: EngineConfig) -> str:
     """Return where clients live; both numbers of the configuration are decided."""
-    threads = f"{config.threads} thread" + ("" if config.threads == 1 else "s")
+    threads = counted(config.threads, "thread")
     if config.stacked:
         return f"this process, clients stacked, {threads}"
     if not config.workers:
         return f"this process, {threads}"
-    return f"{config.workers} worker" + ("" if config.workers == 1 else "s") + f" x {threads}"
+    return f"{counted(config.workers, 'worker')} x {threads}"

@@ -15,7 +15,7 @@ from fgrpo.show.changes import mean_change
 from fgrpo.show.evidence import Evidence, arrow, listed, percents, span
 from fgrpo.show.standing import EQUAL, Cause, Lag, unasked, weight
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.text import named, percent
+from fgrpo.show.text import counted, named, percent
 
 Kind = Literal[
     "learning",
@@ -167,7 +167,7 @@ def _undecided(run: Evidence) -> Finding:
     ups, downs = (sum(getattr(change, way) for change in run.rewards.values()) for way in ("up", "down"))
     rewards = [f"reward clearly up at {ups} of {len(run.rewards)} clients"] if run.rewards else []
     rewards += [f"clearly down at {downs}"] if downs else []
-    rounds = f"{len(run.rounds)} round{'' if len(run.rounds) == 1 else 's'}"
+    rounds = counted(len(run.rounds), "round")
     evidence = [*run.accuracy_in_words(), run.prompts_in_words, *rewards, rounds]
     return Finding("undecided", says, "; ".join(filter(None, evidence)), remedy)
 
@@ -209,8 +209,8 @@ def _not_asked(run: Evidence, of_run: Kind) -> Iterator[Finding]:
         says = f"Not asked: {named(found)} took part in no round, as participation is drawn."
         asked = fmean(len(round_.weights) + len(round_.quarantined) for round_ in run.summary.rounds)
         clients = len([data for data in run.summary.data if data.rows != 0])
-        rounds = len(run.rounds)
-        evidence = f"{rounds} round{'' if rounds == 1 else 's'} of {asked:.0f} clients, drawn from {clients}"
+        of_clients = f"of {counted(round(asked), 'client')}, drawn from {clients}"
+        evidence = f"{counted(len(run.rounds), 'round')} {of_clients}"
         yield Finding("not asked", says, evidence)
 
 

@@ -12,6 +12,7 @@ from fgrpo.errors import ConfigError
 from fgrpo.records import TEST_SET, Evaluation, Report, RoundSummary, ServerState
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.comparison import Compared, comparison_tables, differences
+from fgrpo.show.comparison_ends import endings_table
 from fgrpo.show.comparison_files import write_comparison
 
 FEDAVG = """
@@ -66,6 +67,30 @@ def test_tables_of_runs_and_of_clients(runs):
     assert of_clients.rows == (("ward", "50.0% (+25.0)", "75.0% (+50.0)"),)
 
 
+ENDS = {
+    "within chance": (0.5, 64, "+0.0 points [-17.1, +17.1]", "not decided"),
+    "the second": (0.75, 64, "+25.0 points [+9.0, +41.0]", "fgrpo ends higher"),
+    "the first": (0.25, 64, "-25.0 points [-41.0, -9.0]", "fedavg ends higher"),
+    "too few prompts": (0.75, 8, "+25.0 points [-5.9, +55.9]", "not decided"),
+}
+
+
+@pytest.mark.parametrize(("after", "prompts", "difference", "outcome"), ENDS.values(), ids=ENDS)
+def test_each_further_run_against_the_first(runs, after, prompts, difference, outcome):
+    first, other = replace(runs[0], name="fedavg"), replace(runs[1], name="fgrpo")
+    measured = {n: replace(e, prompts=prompts) for n, e in other.summary.evaluations["ward"].items()}
+    measured[1] = replace(measured[1], accuracy=after)
+    other = replace(other, summary=replace(other.summary, evaluations={"ward": measured}))
+    (row,) = endings_table([first, other]).rows
+    assert row == ("fgrpo against fedavg", difference, f"1 client, {prompts} prompts, after round 1", outcome)
+
+
+def test_runs_that_evaluated_nobody_in_common_are_not_decided(runs):
+    unmeasured = replace(runs[1], summary=replace(runs[1].summary, evaluations={"ward": {}}))
+    (row,) = endings_table([runs[0], unmeasured]).rows
+    assert row[-1] == "not decided: no client was evaluated after training in both"
+
+
 def test_csv_has_a_row_for_each_run_and_client_with_the_differing_keys(runs, tmp_path):
     write_comparison(tmp_path / "out.csv", runs)
     with (tmp_path / "out.csv").open(newline="") as file:
@@ -85,6 +110,9 @@ def test_json_has_the_numbers_and_the_verdicts(runs, tmp_path):
     assert (of_first["rank"], of_second) == (8, None)
     of_run = read["runs"][runs[1].name]
     assert of_run["verdict"][0]["kind"] == "learning"
+    of_ends = read["against_first"][runs[1].name]
+    assert of_ends["difference"] == 0.25
+    assert of_ends["interval"][0] > 0
     assert of_run["clients"]["ward"]["score_after"] == 0.8
 
 
@@ -93,6 +121,7 @@ def test_a_page_of_the_comparison_needs_nothing_else(runs, tmp_path):
     page = (tmp_path / "new" / "out.html").read_text(encoding="utf-8")
     assert "<title>FGRPO: 2 runs compared</title>" in page
     assert "Learning: held-out accuracy rose." in page
+    assert "Which ends higher" in page
     assert "src=" not in page
 
 
@@ -100,7 +129,12 @@ def test_the_command_writes_what_the_endings_say(runs, tmp_path, capsys):
     folders = [run.name for run in runs]
     assert main(["compare", *folders, "-o", str(tmp_path / "a.csv"), "--output", str(tmp_path / "a.html")]) == 0
     assert {path.name for path in tmp_path.glob("a.*")} == {"a.csv", "a.html"}
-    assert "aggregation.rule" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "aggregation.rule" in output
+    assert "ends higher" in output
+    assert [line for line in output.splitlines() if line.startswith("written: ")] == [
+        f"written: {tmp_path / name}" for name in ("a.csv", "a.html")
+    ]
     assert main(["compare", *folders, "-o", str(tmp_path / "a.txt")]) == 1
     assert "a.txt: expected a file that ends in .csv, .json or .html" in capsys.readouterr().err
 

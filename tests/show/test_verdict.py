@@ -225,7 +225,7 @@ def test_who_was_never_asked_is_told_without_alarm():
     others = tuple(ClientData(f"ward-{k}", 9, 8, {}, {}) for k in range(9))
     finding = verdict(replace(summary, data=(*summary.data, *others)))[1]
     assert (finding.kind, finding.alarming) == ("not asked", False)
-    assert finding.evidence == "12 rounds of 1 clients, drawn from 10"
+    assert finding.evidence == "12 rounds of 1 client, drawn from 10"
 
 
 def test_too_few_prompts_are_the_reason():
