@@ -44,10 +44,14 @@ def stalled(run: Evidence) -> str:
         why = "Every reward is 0 from the first round on: the tasks are too hard, or the reward function never matches"
         return f"{why}; {read}."
     if constant:
-        why = "Every reward is the same from the first round on: the tasks are too easy, or the reward function tells no"
+        why = (
+            "Every reward is the same from the first round on: the tasks are too easy, or the reward function tells no"
+        )
         return f"{why} answers apart; {read}."
     if {report.reward_mean for n in run.late for report in run.reports(n)} == {0.0}:
-        return f"Every reward is 0 by now, and few were more before: easier tasks, or a larger rollout.group_size; {read}."
+        return (
+            f"Every reward is 0 by now, and few were more before: easier tasks, or a larger rollout.group_size; {read}."
+        )
     if sum(change.up for change in run.since_first.values()) > len(run.since_first) / 2 and not run.learned:
         return gamed(run)
     return all_equal(run)

@@ -77,7 +77,11 @@ def _headline(summary: RunSummary) -> list[tuple[str, str, str]]:
     accuracy = f"{percent(mean[0])} → {percent(mean[1])}" if mean else "-"
     sent = ratio(sum(uplink), sum(summary.float32_bytes()))
     return [
-        ("mean accuracy", accuracy, f"{points(*mean)} points, of answers given exactly 1" if mean else "not measured after training"),
+        (
+            "mean accuracy",
+            accuracy,
+            f"{points(*mean)} points, of answers given exactly 1" if mean else "not measured after training",
+        ),
         ("clients", str(len(summary.clients)), f"{sum(summary.times_quarantined().values())} replies quarantined"),
         ("rounds", str(len(summary.rounds)), f"{seconds(wall / len(summary.rounds))} each"),
         ("uplink", byte_size(sum(uplink)), f"{sent} of float32"),

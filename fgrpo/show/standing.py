@@ -58,11 +58,7 @@ class Weight:
     @property
     def beyond_rows(self) -> bool:
         """Whether it is far beyond the share of rows, and beyond that of most clients too."""
-        return (
-            self.of_rows is not None
-            and self.of_equal >= _BEYOND_EQUAL
-            and self.share >= _BEYOND_ROWS * self.of_rows
-        )
+        return self.of_rows is not None and self.of_equal >= _BEYOND_EQUAL and self.share >= _BEYOND_ROWS * self.of_rows
 
 
 def lag(summary: RunSummary, client: str) -> Lag | None:

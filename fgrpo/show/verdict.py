@@ -143,7 +143,9 @@ def _reward_without_accuracy(run: Evidence) -> Finding | None:
     if run.mean_accuracy is None or not run.mean_accuracy.not_up or not ups or len(ups) < len(run.accuracy) / 2:
         return None
     evidence = [*run.accuracy_in_words(), listed(map(run.reward_in_words, ups))]
-    return Finding("reward without accuracy", "Reward goes up while accuracy does not.", "; ".join(evidence), remedies.gamed(run))
+    return Finding(
+        "reward without accuracy", "Reward goes up while accuracy does not.", "; ".join(evidence), remedies.gamed(run)
+    )
 
 
 def _learning(run: Evidence) -> Finding | None:
@@ -225,7 +227,9 @@ def _stalled_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:
     if found and of_run not in ("stalled", "solved", "collapsing"):
         shares = listed(f"{client}: {percent(share)}" for client, share in found.items())
         says = f"Stalled: {named(found)} learn{_s(found)} nothing from own prompts."
-        yield Finding("stalled", says, f"groups with equal rewards in {span(run.late)}: {shares}", remedies.all_equal(run))
+        yield Finding(
+            "stalled", says, f"groups with equal rewards in {span(run.late)}: {shares}", remedies.all_equal(run)
+        )
 
 
 def _reward_without_accuracy_at_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 
+from fgrpo.records import Evaluation
+from fgrpo.show.changes import accuracy_change, mean_change
 from fgrpo.study.agenda import Find, played
 from fgrpo.study.intervals import Estimate, bootstrap, mean_estimate, t_interval
 from fgrpo.study.measures import Choice, Curve, rounds_to
@@ -34,17 +36,20 @@ class Against:
     """An arm against the reference arm, over the seeds that both have.
 
     Attributes:
+        seeds: how many both have.
         final: difference of the final accuracies.
         worst: difference of the worst clients' final accuracies.
         speed_up: rounds in which the reference's mean curve reaches its own final accuracy, divided by the rounds in
-            which this arm's mean curve does; 0 if it never does. Its interval is by the bootstrap over seeds.
+            which this arm's mean curve does; 0 if it never does. Its interval is by the bootstrap over seeds. None if
+            the reference's mean curve is as high from the start: it has learned nothing.
         speed_up_by_seed: the geometric mean of the same per seed, its interval by t on the logarithms; None if a seed
-            never gets there.
+            never gets there, or where there is no speed_up.
     """
 
+    seeds: int
     final: Estimate
     worst: Estimate
-    speed_up: Estimate
+    speed_up: Estimate | None
     speed_up_by_seed: Estimate | None
 
 
@@ -53,6 +58,9 @@ class Row:
     """What an arm came to in a scenario; None where there is nothing to tell.
 
     Attributes:
+        before: accuracy before training.
+        learned: whether it rose by more than two standard errors, prompts taken as binomial samples; where nobody knows
+            how many prompts there were, whether it rose at all.
         final, worst: accuracy over the last evaluations: of all clients that count, of the worst one.
         final_sd, worst_sd: standard deviation over seeds.
         deviation: of the mean accuracy over the last evaluations of a run, on average.
@@ -66,6 +74,8 @@ class Row:
     arm: str
     seeds: int
     choice: Choice
+    before: float
+    learned: bool
     final: float
     final_sd: float | None
     worst: float
@@ -116,6 +126,8 @@ def _row(run: Runs, reference: Runs | None, best: float, central: float | None, 
         arm=run.pair.arm.name,
         seeds=len(curves),
         choice=run.choice,
+        before=fmean(curve.mean[0] for curve in curves.values()),
+        learned=_learned(run, last),
         final=fmean(finals),
         final_sd=stdev(finals) if len(finals) > 1 else None,
         worst=fmean(worsts),
@@ -128,23 +140,48 @@ def _row(run: Runs, reference: Runs | None, best: float, central: float | None, 
     )
 
 
+def _learned(run: Runs, last: int) -> bool:
+    changes = []
+    for seed, curve in run.curves.items():
+        finals, prompts = curve.finals(last), run.results[seed].prompts
+        starts = {client: line[0] for client, line in curve.clients.items() if not math.isnan(line[0])}
+        ends = [
+            [
+                Evaluation(client, n, prompts[client], accuracy[client], 0.0)
+                for n, accuracy in enumerate((starts, finals))
+            ]
+            for client in finals
+            if client in starts and client in prompts
+        ]
+        if change := mean_change([accuracy_change(before, after) for before, after in ends]):
+            changes.append(change)
+    if change := mean_change(changes):
+        return change.up
+    return fmean(curve.final(last) - curve.mean[0] for curve in run.curves.values()) > 0
+
+
 def against(curves: Mapping[int, Curve], reference: Mapping[int, Curve], last: int) -> Against | None:
     """Compare an arm's curves with the reference arm's, by seed; None if they have no seed in common."""
     both = [(curves[seed], reference[seed]) for seed in curves if seed in reference]
     if not both:
         return None
+    speed_up = _speed_up(both, last)
     return Against(
+        seeds=len(both),
         final=mean_estimate([ours.final(last) - theirs.final(last) for ours, theirs in both]),
         worst=mean_estimate([ours.worst(last) - theirs.worst(last) for ours, theirs in both]),
-        speed_up=_speed_up(both, last),
-        speed_up_by_seed=_speed_up_by_seed(both, last),
+        speed_up=speed_up,
+        speed_up_by_seed=None if speed_up is None else _speed_up_by_seed(both, last),
     )
 
 
-def _speed_up(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate:
+def _speed_up(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate | None:
     """Compare the mean curves: single ones cross a level by chance, long before they stay above it."""
     (ours_SE, rounds), (theirs_SE, their_rounds) = (_stacked([pair[i] for pair in both]) for i in (0, 1))
     tail = max(1, min(last, len(their_rounds) - 1))
+    mean_E = theirs_SE.mean(axis=0)
+    if mean_E[0] >= mean_E[-tail:].mean():
+        return None
 
     def ratios(index_RS: np.ndarray) -> np.ndarray:
         ours_RE, theirs_RE = ours_SE[index_RS].mean(axis=1), theirs_SE[index_RS].mean(axis=1)

@@ -46,8 +46,12 @@ class Curve:
 
     def worst(self, last: int) -> float:
         """Return the lowest of the clients' mean accuracies over the last evaluations."""
-        tails = [[a for a in curve[-self._last(last) :] if not math.isnan(a)] for curve in self.clients.values()]
-        return min(fmean(tail) for tail in tails if tail)
+        return min(self.finals(last).values())
+
+    def finals(self, last: int) -> dict[str, float]:
+        """Return the clients' mean accuracies over the last evaluations, of those that were measured then."""
+        tails = {c: [a for a in curve[-self._last(last) :] if not math.isnan(a)] for c, curve in self.clients.items()}
+        return {client: fmean(tail) for client, tail in tails.items() if tail}
 
     def deviation(self, last: int) -> float:
         """Return the standard deviation of the mean accuracy over the last evaluations: how restless the end is."""

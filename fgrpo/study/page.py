@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from fgrpo.study.comparison import Runs, rows, runs
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.plots import write_plots
 from fgrpo.study.spec import Study
+from fgrpo.study.verdict import verdict_table
 
 
 class Report(NamedTuple):
@@ -35,20 +37,21 @@ def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapp
     all_rows = rows(study, all_runs)
     if not all_rows:
         why = f"; the first failure: {next(iter(failures.values()))}" if failures else ""
-        raise RunError(f"study {study.name}: no cell is finished yet in {study.output_dir}{why}")
+        raise RunError(f"{study.title}: no cell is finished yet in {study.output_dir}{why}")
     report = study.output_dir / "report"
     page = report / "index.html"
     scenario_tables = {s.name: tables.scenario_table(study, s.name, all_rows) for s in study.scenarios}
     tuning = [tables.tuning_table(study, all_runs)] if study.tune else []
     failed = [tables.failure_table(failures)] if failures else []
-    overview = tables.overview_table(study, all_rows)
+    overview, verdict = tables.overview_table(study, all_rows), verdict_table(study, all_rows)
+    legend = tables.how_to_read(study, _columns(scenario_tables.values()))
     try:
         report.mkdir(parents=True, exist_ok=True)
         pictures = write_plots(study, all_runs, all_rows, report)
         tables.write_rows(report / "table.csv", all_rows)
         tables.write_cells(report / "cells.csv", study, pairs, find)
-        text = [tables.markdown(table) for table in (overview, *scenario_tables.values(), *tuning, *failed)]
-        heading = f"# Study {study.name}\n\n{tables.how_to_read(study)}.\n"
+        text = [tables.markdown(table) for table in (verdict, overview, *scenario_tables.values(), *tuning, *failed)]
+        heading = f"# {study.title[0].upper()}{study.title[1:]}\n\n{legend}.\n"
         (report / "table.md").write_text("\n".join([heading, *text]), encoding="utf-8")
     except OSError as error:
         raise RunError(f"{report}: the report cannot be written: {error.strerror}") from None
@@ -56,16 +59,25 @@ def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapp
         page,
         "study.html.jinja",
         folder=Path(__file__).parent,
-        title=f"FGRPO study {study.name}",
+        title=f"FGRPO {study.title}",
         headline=_headline(study, all_runs, find, len(failures)),
+        verdict=verdict,
         overview=overview,
         sections=[(table, pictures[name]) for name, table in scenario_tables.items()],
-        how_to_read=tables.how_to_read(study),
+        how_to_read=legend,
         rest=[*tuning, *failed],
+        file="The study's file" if study.sweep_of is None else "The sweep as a study's file",
         text=study.text,
     )
     brief = [tables.scenario_table(study, scenario.name, all_rows, brief=True) for scenario in study.scenarios]
-    return Report(page, [overview, *brief, *failed])
+    brief[-1] = replace(
+        brief[-1], note="; ".join(filter(None, [brief[-1].note, tables.how_to_read(study, _columns(brief))]))
+    )
+    return Report(page, [overview, *brief, *failed, verdict])
+
+
+def _columns(shown: Iterable[TextTable]) -> list[str]:
+    return [column for table in shown for column in table.columns]
 
 
 def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -> list[tuple[str, str, str]]:
@@ -79,9 +91,10 @@ def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -
     details = [f"{duration(sum(result.seconds for result in finished))} of rounds"]
     details += [f"{len(planned) - len(finished)} missing"] if len(planned) > len(finished) else []
     details += [f"{failed} failed"] if failed else []
+    scenarios = ("scenarios", str(len(study.scenarios)), f"{study.tune.key} tuned in each" if study.tune else "")
     return [
-        ("arms", str(len(study.arms)), f"reference: {study.reference}"),
-        ("scenarios", str(len(study.scenarios)), "" if study.tune is None else f"{study.tune.key} tuned in each"),
-        ("seeds", str(len(study.seeds)), "the same for every arm"),
+        (f"{study.arm_word}s", str(len(study.arms)), f"reference: {study.reference}"),
+        *([scenarios] if study.sweep_of is None else []),
+        ("seeds", str(len(study.seeds)), f"the same for every {study.arm_word}"),
         ("runs", str(len(finished)), ", ".join(details)),
     ]

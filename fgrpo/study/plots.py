@@ -148,7 +148,7 @@ def _speed(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: Them
     bars = [
         (row.arm, row.against.speed_up.value, _scaled(row.against.speed_up.bootstrap, 1))
         for row in rows
-        if row.against and math.isfinite(row.against.speed_up.value)
+        if row.against and row.against.speed_up and math.isfinite(row.against.speed_up.value)
     ]
     title = f"Times fewer rounds to {_short(study.reference, 16)}'s final accuracy"
     return _forest(title, bars, 1.0, _looks(study, theme), theme)

@@ -1,7 +1,8 @@
-"""How far a study is: a line for every cell that ends and, in a terminal, what is being played and the time left."""
+"""How far a study is: a line for every cell that ends, and what is being played: live in a terminal, else in lines."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,9 +18,14 @@ from fgrpo.show.text import duration, printable
 from fgrpo.study.agenda import Agenda
 from fgrpo.study.plan import Cell
 
+_QUIET_S = 5.0  # a pipe hears of cells at work after so long without a line
+
 
 class StudyProgress:
     """A watcher that shows a study; a context manager, as the live display must end whatever happens.
+
+    Where there is no live display, cells that begin and rounds that end are lines too, but none within five seconds of
+    another one: a long study's log should not be flooded. Until a first cell has ended, each one that begins is a line.
 
     Args:
         told: how a finished cell came out, in a few words.
@@ -39,6 +45,7 @@ class StudyProgress:
         self._start = clock()
         self._begun: dict[Cell, float] = {}  # cells at work, and when they began
         self._turns: dict[Cell, int] = {}  # of cells at work, turns that are over
+        self._said = -math.inf  # when the last line was
         self._done = self._ended = 0  # turns and cells that have ended
         self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
 
@@ -55,9 +62,14 @@ class StudyProgress:
     def begun(self, cell: Cell) -> None:
         self._begun[cell] = self._clock()
         self._turns[cell] = 0
+        if not self._ended or self._is_quiet():
+            self._tell(cell, "begun")
 
     def advanced(self, cell: Cell, turns: int) -> None:
         self._turns[cell] += turns
+        if self._turns[cell] < cell.work and self._is_quiet():
+            left = self._left_text()
+            self._tell(cell, f"{self._turns[cell]} of {cell.work} clients' turns{left and f', {left}'}")
 
     def ended(self, cell: Cell, reason: str | None) -> None:
         took = self._clock() - self._begun.pop(cell)
@@ -84,7 +96,16 @@ class StudyProgress:
         left = self.left()
         return "" if left is None else f"about {duration(left)} left"
 
+    def _is_quiet(self) -> bool:
+        return self._clock() - self._said >= _QUIET_S
+
+    def _tell(self, cell: Cell, what: str) -> None:
+        """Say how a cell at work is doing, where no live display does."""
+        if not self._console.is_interactive:
+            self._print(Text(printable(f"  {cell.name}: {what}", self._console.encoding)))
+
     def _print(self, what: Text) -> None:
+        self._said = self._clock()
         self._console.print(what, soft_wrap=True, highlight=False)
 
     def __rich__(self) -> Group:
@@ -97,5 +118,5 @@ class StudyProgress:
             Text(self._left_text(), style="cyan"),
         )
         at_work = list(self._begun)
-        now = [f"{cell.name}: {self._turns.get(cell, 0)} of {cell.work} turns" for cell in at_work]
+        now = [f"{cell.name}: {self._turns.get(cell, 0)} of {cell.work} clients' turns" for cell in at_work]
         return Group(head, *(Text(printable(line, self._console.encoding), style="dim") for line in now))

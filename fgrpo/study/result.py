@@ -28,6 +28,7 @@ class Result:
         weights: share of the update by client and round.
         quarantined: replies that were not used.
         seconds: wall clock of the rounds, evaluation not counted.
+        prompts: held out by each client; empty for a result of an earlier release.
         config: the configuration, so that a result is never taken for that of another; empty if it is not known.
     """
 
@@ -36,6 +37,7 @@ class Result:
     quarantined: int
     seconds: float
     config: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(records: Iterable[Record], config: Config) -> Result:
@@ -44,18 +46,20 @@ class Result:
 
         accuracy: dict[str, dict[int, float]] = {}
         weights: dict[str, dict[int, float]] = {}
+        prompts: dict[str, int] = {}
         quarantined, seconds = 0, 0.0
         for record in records:
             if isinstance(record, Evaluation):
                 if record.client == TEST_SET:
                     continue  # it is nobody's
                 accuracy.setdefault(record.client, {})[record.round] = record.accuracy
+                prompts[record.client] = record.prompts
             elif isinstance(record, RoundSummary):
                 for client, weight in record.weights.items():
                     weights.setdefault(client, {})[record.round] = weight
                 quarantined += len(record.quarantined)
                 seconds += sum(record.seconds.values())
-        return Result(accuracy, weights, quarantined, seconds, asdict(config))
+        return Result(accuracy, weights, quarantined, seconds, asdict(config), prompts)
 
     def write(self, folder: Path) -> None:
         """Put it into a cell's folder, whole or not at all; it says that the cell is finished."""
@@ -74,9 +78,8 @@ class Result:
             name: {client: {int(n): value for n, value in rounds.items()} for client, rounds in said[name].items()}
             for name in ("accuracy", "weights")
         }
-        return Result(
-            **by_round, quarantined=said["quarantined"], seconds=said["seconds"], config=said.get("config", {})
-        )
+        later = {name: said.get(name, {}) for name in ("config", "prompts")}
+        return Result(**by_round, quarantined=said["quarantined"], seconds=said["seconds"], **later)
 
     def differs(self, config: Config) -> str | None:
         """Return the first key whose value was another, in words; keys that are new since then do not count."""

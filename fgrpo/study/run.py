@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fgrpo.errors import FgrpoError, RunError
 from fgrpo.hub import hub_or_disk
 from fgrpo.lock import held
+from fgrpo.show.text import counted
 from fgrpo.study.agenda import Agenda, Find
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, pairs
@@ -79,8 +80,7 @@ def run_study(study: Study, jobs: int | None = None, play: bool = True) -> Repor
     Raises:
         FgrpoError: the study cannot be used, or nothing of it is finished.
     """
-    counts = f"{len(study.arms)} arms x {len(study.scenarios)} scenarios x {len(study.seeds)} seeds"
-    print(f"study {study.name}: {counts}", flush=True)
+    print(f"{study.title}: {study.counts}", flush=True)
     planned, root = pairs(study), study.output_dir
     find = finder(root)
     agenda = Agenda(study, planned, find)
@@ -99,7 +99,7 @@ def _play(study: Study, agenda: Agenda, find: Find, jobs: int | None) -> None:
         print(f"all cells are finished in {study.output_dir}")
         return
     jobs = min(_jobs(left) if jobs is None else jobs, len(left))
-    print(f"{len(left)} cells to play in {study.output_dir}, {jobs or 1} at a time", flush=True)
+    print(f"{counted(len(left), 'cell')} to play in {study.output_dir}, {jobs or 1} at a time", flush=True)
     preload = [*_PRELOAD, *(["fgrpo.client.tasks.gym"] if any(_uses_gym(cell) for cell in left) else [])]
     measure = {scenario.name: scenario.measure for scenario in study.scenarios}
 

@@ -15,6 +15,7 @@ from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
 from fgrpo.paths import found_from
+from fgrpo.show.text import counted
 
 BASELINES = ("centralised", "local")
 Overrides = Mapping[str, Any]  # by key of the configuration: `server.lr`, or a whole section
@@ -69,6 +70,7 @@ class Study:
         last: evaluations at the end of a run whose mean is its final accuracy.
         keep: leave the state and the payloads of finished cells on disk.
         text: the file as written, for the report.
+        sweep_of: the configuration that several values were asked of; None for a study with a file.
     """
 
     name: str
@@ -83,6 +85,28 @@ class Study:
     keep: bool = False
     output_dir: Path = Path("studies")
     text: str = ""
+    sweep_of: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called towards people."""
+        return f"study {self.name}" if self.sweep_of is None else f"sweep of {self.sweep_of}"
+
+    @property
+    def arm_word(self) -> str:
+        """What an arm is called: whoever sweeps has asked for configurations."""
+        return "arm" if self.sweep_of is None else "configuration"
+
+    @property
+    def counts(self) -> str:
+        """How much of what it consists of."""
+        seeds = counted(len(self.seeds), "seed")
+        if self.sweep_of is None:
+            return f"{counted(len(self.arms), 'arm')} x {counted(len(self.scenarios), 'scenario')} x {seeds}"
+        baselines = sum(arm.baseline is not None for arm in self.arms)
+        configurations = counted(len(self.arms) - baselines, "configuration")
+        beside = f" and {counted(baselines, 'baseline')}" if baselines else ""
+        return f"{configurations}{beside} x {seeds}"
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import yaml
 
 from fgrpo.errors import ConfigError
+from fgrpo.show.text import printable
 from fgrpo.study.spec import Arm, Scenario, Study, baselines, check_study, seeds
 
 _OPENING, _CLOSING = "[{(", "]})"
@@ -43,10 +46,29 @@ def sweep(config: Path, options: Sequence[str], baseline_names: str = "") -> Stu
         seeds=chosen_seeds,
         reference=arms[0].name,
         output_dir=Path("studies") / config.stem,
-        text=yaml.safe_dump({"base": str(config), **{key: ", ".join(values) for key, values in keys.items()}}),
+        sweep_of=config,
     )
+    study = replace(study, text=_as_file(study, ["fgrpo", "sweep", str(config), *options, *_baseline_option(wanted)]))
     check_study(study)
     return study
+
+
+def _baseline_option(names: Sequence[str]) -> list[str]:
+    return ["--baselines", ",".join(names)] if names else []
+
+
+def _as_file(study: Study, command: Sequence[str]) -> str:
+    """Return the file of a study that plays the same cells, with the command that asked for them."""
+    keys = {
+        "base": str(study.base),
+        "seeds": list(study.seeds),
+        "reference": study.reference,
+        "arms": {
+            arm.name: {**({"baseline": arm.baseline} if arm.baseline else {}), **arm.overrides} for arm in study.arms
+        },
+        "scenarios": {scenario.name: {} for scenario in study.scenarios},
+    }
+    return f"# {printable(shlex.join(command))}\n{yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)}"
 
 
 def _short(key: str, others: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrpo.show.tables import TextTable
-from fgrpo.show.text import percent
+from fgrpo.show.text import percent, printable
 from fgrpo.study.agenda import Find
 from fgrpo.study.comparison import Row, Runs
 from fgrpo.study.intervals import Estimate, Interval
@@ -37,7 +38,7 @@ def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
         cells.append(tuple(line))
     return TextTable(
         f"Final accuracy against {study.reference}",
-        ("arm", *(scenario.name for scenario in study.scenarios)),
+        (study.arm_word, *(scenario.name for scenario in study.scenarios)),
         tuple(cells),
         note=f"{study.reference}: accuracy; others: points of difference; * the 95% interval (t, over paired seeds) "
         "leaves out 0",
@@ -54,31 +55,39 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool
         cells.append((row.arm, value, *_measured(row), *_compared(row)))
     central = any(row.of_centralised is not None for row in rows)
     columns = (
-        *("arm", study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
+        *(study.arm_word, study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
         *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
     )
     note = f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"
     left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
     keep = [at for at in range(len(columns)) if at not in left_out]
     return TextTable(
-        scenario,
+        scenario if study.sweep_of is None else "What each configuration came to",
         tuple(columns[at] for at in keep),
         tuple(tuple(line[at] for at in keep) for line in cells),
         note=note if warnings else "",
     )
 
 
-HOW_TO_READ = """\
-accuracy: mean over clients and the last {last} evaluations, ± standard deviation over seeds; worst client: the lowest \
-client's; restless: standard deviation over the last evaluations of a run, in points; rounds to 90%: median, of the \
-best federated arm's accuracy; to reference: median rounds to {reference}'s accuracy with the same seed; difference, \
-worst differs: points against {reference}, mean over paired seeds with its 95% interval by t; fewer rounds: how many \
-times fewer rounds the mean curve takes to {reference}'s final accuracy (0: it never gets there), with its 95% \
-interval by the bootstrap over seeds"""
+_LEGEND = {
+    "accuracy": "mean over clients and the last {last} evaluations, ± standard deviation over seeds",
+    "worst client": "the lowest client's",
+    "restless": "standard deviation over the last evaluations of a run, in points",
+    "rounds to 90%": "median, of the best federated arm's accuracy",
+    "to reference": "median rounds to {reference}'s accuracy with the same seed",
+    "difference": "points against {reference}, mean over paired seeds, with its 95% interval by t (none of one seed)",
+    "worst differs": "the same of the worst clients",
+    "fewer rounds": "how many times fewer rounds the mean curve takes to {reference}'s final accuracy (0: it never gets "
+    "there; empty: {reference} is as high from the start), with its 95% interval by the bootstrap over seeds (none of "
+    "fewer than three)",
+    "of centralised": "final accuracy as a share of the centralised baseline's",
+}
 
 
-def how_to_read(study: Study) -> str:
-    return HOW_TO_READ.format(last=study.last, reference=study.reference)
+def how_to_read(study: Study, columns: Sequence[str]) -> str:
+    """Return what the columns of scenarios' tables mean."""
+    legend = "; ".join(f"{column}: {_LEGEND[column]}" for column in dict.fromkeys(columns) if column in _LEGEND)
+    return legend.format(last=study.last, reference=study.reference)
 
 
 def _measured(row: Row) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ def _compared(row: Row) -> tuple[str, ...]:
     return (
         _with_interval(row.against.final, row.against.final.t, _points),
         _with_interval(row.against.worst, row.against.worst.t, _points),
-        _with_interval(speed_up, speed_up.bootstrap, lambda x: f"{x:.2f}"),
+        "" if speed_up is None else _with_interval(speed_up, speed_up.bootstrap, lambda x: f"{x:.2f}"),
         percent(row.of_centralised),
     )
 
@@ -120,7 +129,7 @@ def tuning_table(study: Study, all_runs: Sequence[Runs]) -> TextTable:
         rows.append((run.pair.scenario.name, run.pair.arm.name, *accuracy, chosen))
     return TextTable(
         f"Tuning of {study.tune.key if study.tune else ''}: accuracy on the tuning seeds",
-        ("scenario", "arm", *map(str, values), "chosen"),
+        ("scenario", study.arm_word, *map(str, values), "chosen"),
         tuple(rows),
         numbers_from=2,
         note="- failed, not played, or not in the arm's grid; ! the best value lies at the grid's edge",
@@ -134,12 +143,14 @@ def failure_table(failures: Mapping[Cell, str]) -> TextTable:
 
 
 def markdown(table: TextTable) -> str:
-    """Return a table as Markdown."""
+    """Return a table as Markdown; names in it are text, whatever they hold."""
     lines = [table.columns, tuple("---:" if at >= table.numbers_from else "---" for at in range(len(table.columns)))]
-    body = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [*lines, *table.rows]
-    )
-    return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
+    body = "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in [*lines, *table.rows])
+    return f"## {_plain(table.title)}\n\n{body}\n" + (f"\n{_plain(table.note)}\n" if table.note else "")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\\|`<]", r"\\\g<0>", printable(text))
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -156,6 +167,7 @@ def _row_numbers(row: Row) -> dict[str, Any]:
         "at_edge": row.choice.at_edge,
     }
     for name in (
+        *("before", "learned"),
         *("final", "final_sd", "worst", "worst_sd", "deviation"),
         *("rounds_to_90", "rounds_to_reference", "of_centralised"),
     ):
@@ -225,7 +237,7 @@ def _spread(value: float, deviation: float | None) -> str:
 
 def _with_interval(estimate: Estimate, interval: Interval | None, text: Any) -> str:
     if interval is None:
-        return text(estimate.value)
+        return f"{text(estimate.value)} (no interval)"
     return f"{text(estimate.value)} [{text(interval.low)}, {text(interval.high)}]"
 
 

@@ -189,7 +189,12 @@ def test_one_reward_function_is_not_spoken_of_as_several():
 
 
 STANDING = {
-    "few rows, by the rule": ((0.03, 4), "small", "c: its mean weight is 1.5%, its share of rows 2.0% (4 of 204)", False),
+    "few rows, by the rule": (
+        (0.03, 4),
+        "small",
+        "c: its mean weight is 1.5%, its share of rows 2.0% (4 of 204)",
+        False,
+    ),
     "much weight, few rows": ((1.0, 4), None, "", False),
     "far more weight than rows": ((2.0, 4), "heavy", "its mean weight is 50.0%, its share of rows 2.0%", False),
     "little weight, many rows": ((0.03, 100), "starved", "its mean weight is 1.5%, its share of rows 33.3%", True),

@@ -42,15 +42,22 @@ def test_a_study_from_its_file_to_its_page(study, tmp_path, capsys):
     command = ["study", str(tmp_path / "small.yaml"), "--jobs", "0"]
     assert main(command) == 0
     output = capsys.readouterr().out
+    assert "study small: 4 arms x 1 scenario x 1 seed\n" in output
     assert "4 cells to play" in output
+    assert "small / fedavg / seed 0: begun\n" in output
+    assert "<b>fgrpo</b> against fedavg: +0.0 points with 1 seed: not decided" in output
+    assert "fewer rounds: how many" in output
     assert "4/4  small / local / seed 0" in output
 
     report = small.output_dir / "report"
     assert str(report / "index.html") in output
     page = Page((report / "index.html").read_text())
-    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(sources) == 3, "curves, differences and speed; weights of one round are constant"
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    drawn = [image["alt"].partition(":")[0] for image in images]
+    assert drawn[:2] == ["Lines", "Dots with intervals"], "curves and differences"
+    assert drawn.count("Lines") == 1, "weights of one round are constant"
+    assert "<b>fgrpo</b> against fedavg: +0.0 points with 1 seed" in " ".join(page.text)
     assert "<b>fgrpo</b>" in page.text
     assert ("b", {}) not in page.tags, "an arm's name is text"
     (rows,) = (list(csv.DictReader(file)) for file in [(report / "table.csv").open()])

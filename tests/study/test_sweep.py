@@ -6,6 +6,7 @@ import pytest
 
 from fgrpo.errors import ConfigError
 from fgrpo.study.plan import pairs
+from fgrpo.study.spec import read_study
 from fgrpo.study.sweep import split, sweep
 
 CONFIG = Path(__file__).parents[2] / "configs/quickstart.yaml"
@@ -56,3 +57,23 @@ def test_commas_within_brackets_and_quotation_marks_are_left(value, parts):
 def test_a_wrong_option_is_one_line(options, words):
     with pytest.raises(ConfigError, match=words):
         sweep(CONFIG, options)
+
+
+def test_a_sweep_is_called_one_and_counts_what_was_asked():
+    found = sweep(CONFIG, ["--seed", "0,1", "--aggregation.rule", "fedavg,fgrpo"])
+    assert f"{found.title}: {found.counts}" == f"sweep of {CONFIG}: 2 configurations x 2 seeds"
+    assert sweep(CONFIG, [], "local").counts == "1 configuration and 1 baseline x 1 seed"
+
+
+def test_a_sweep_leaves_a_studys_file_that_plays_the_same_cells(tmp_path):
+    options = ["--seed=3,4", "--train.lr", "1e-4,1.0e-3", "--rollout.group_size", "4"]
+    found = sweep(CONFIG, options, "local")
+    assert found.text.splitlines()[0] == f"# fgrpo sweep {CONFIG} {' '.join(options)} --baselines local"
+    (tmp_path / "study.yaml").write_text(found.text)
+    read = read_study(tmp_path / "study.yaml")
+    assert (read.seeds, read.reference) == ((3, 4), found.reference)
+
+    def cells(study):
+        return [cell.folder for pair in pairs(study) for cell in pair.reported(None, study.seeds)]
+
+    assert cells(read) == cells(found)

@@ -1,0 +1,85 @@
+"""What a study says it decides, on made-up results."""
+
+from dataclasses import replace
+
+import pytest
+
+from fgrpo.show.tables import TextTable
+from fgrpo.study.comparison import rows, runs
+from fgrpo.study.plan import pairs
+from fgrpo.study.result import Result
+from fgrpo.study.tables import how_to_read, markdown, scenario_table
+from fgrpo.study.verdict import sentences, verdict_table
+
+PROMPTS = 64
+ARMS = ("fedavg", "<b>fgrpo</b>")
+
+
+def made_up(small, gains, start=0.25, prompts=PROMPTS):
+    """Rows of a study in which an arm's seeds gain so much each within 4 rounds, at both clients."""
+    by_cell = {}
+    for pair in pairs(small):
+        for cell, gain in zip(pair.reported(None, small.seeds), gains[pair.arm.name], strict=True):
+            line = {n: start + gain * min(n, 3) / 3 for n in range(5)}
+            of_clients = {"sums": prompts, "gcd": prompts} if prompts else {}
+            by_cell[cell] = Result({"sums": line, "gcd": line}, {}, 0, 1.0, {}, of_clients)
+    return rows(small, runs(small, pairs(small), by_cell.get))
+
+
+DECISIONS = {
+    "higher": ([0.2, 0.21, 0.19], [0.3, 0.31, 0.3], "+10.3 points [+8.9, +11.8] over 3 seeds: higher"),
+    "lower": ([0.3, 0.31, 0.3], [0.2, 0.21, 0.19], "-10.3 points [-11.8, -8.9] over 3 seeds: lower"),
+    "not decided": ([0.3, 0.3], [0.36, 0.32], "+4.0 points [-21.4, +29.4] over 2 seeds: not decided"),
+    "the same": ([0.3, 0.2], [0.3, 0.2], "+0.0 points [+0.0, +0.0] over 2 seeds: no difference with any seed"),
+    "one seed": ([0.3], [0.4], "+10.0 points with 1 seed: not decided, which takes two seeds at least"),
+}
+
+
+@pytest.mark.parametrize(("reference", "other", "words"), DECISIONS.values(), ids=DECISIONS)
+def test_an_arm_against_the_reference(study, reference, other, words):
+    small = study(f"seeds: {len(reference)}\nlast: 1")
+    found = made_up(small, dict(zip(ARMS, (reference, other), strict=True)))
+    assert list(sentences(small, found)) == [f"<b>fgrpo</b> against fedavg: {words}"]
+
+
+@pytest.mark.parametrize(("prompts", "gain", "learned"), [(64, 0.03, False), (64, 0.2, True), (0, -0.01, False)])
+def test_where_nobody_learned_it_says_so_and_no_speed(study, prompts, gain, learned):
+    small = study("seeds: 2\nlast: 1")
+    found = made_up(small, dict(zip(ARMS, ([gain, gain], [gain, gain]), strict=True)), prompts=prompts)
+    (*first, against) = sentences(small, found)
+    assert against.startswith("<b>fgrpo</b> against fedavg: +0.0 points")
+    assert [line.split(":")[0] for line in first] == ([] if learned else ["nobody learned"])
+
+
+@pytest.mark.parametrize(
+    ("gains", "cell"),
+    [([0.2, 0.2, 0.2], "1.00 [1.00, 1.00]"), ([0.2, 0.2], "1.00 (no interval)"), ([0.0, 0.0, 0.0], "")],
+    ids=["an interval", "too few seeds for one", "nothing learned"],
+)
+def test_fewer_rounds_with_their_interval_and_none_where_nothing_was_learned(study, gains, cell):
+    small = study(f"seeds: {len(gains)}\nlast: 1")
+    table = scenario_table(small, "small", made_up(small, dict.fromkeys(ARMS, gains)), brief=True)
+    assert table.columns[-1] == "fewer rounds"
+    assert [row[-1] for row in table.rows] == ["", cell]
+    assert "fewer rounds: how many times" in how_to_read(small, table.columns)
+    assert "restless" not in how_to_read(small, table.columns), "a column that is not shown"
+
+
+def test_one_arm_alone_is_compared_with_nothing(study):
+    small = study("seeds: 2\nlast: 1")
+    small = replace(small, arms=small.arms[:1])
+    (line,) = sentences(small, made_up(small, {"fedavg": [0.2, 0.3]}))
+    assert line == (
+        "fedavg: accuracy 25.0% before training, 50.0% at the end over 2 seeds; there is nothing to compare it with"
+    )
+
+
+def test_sentences_of_several_scenarios_bear_their_names(study):
+    small = study("seeds: 2\nlast: 1\nscenarios: {one: {}, two: {train.lr: 2.0e-3}}")
+    table = verdict_table(small, made_up(small, dict.fromkeys(ARMS, [0.2, 0.3])))
+    assert [row[0] for row in table.rows] == ["one", "two"]
+
+
+def test_a_markdown_table_holds_any_name():
+    text = markdown(TextTable("a|b", ("arm\n", "`x`"), (("<b>|\\", "1"),), note="<i>"))
+    assert text == "## a\\|b\n\n| arm\\\\n | \\`x\\` |\n| --- | ---: |\n| \\<b>\\|\\\\ | 1 |\n\n\\<i>\n"
