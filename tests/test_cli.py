@@ -227,6 +227,10 @@ def test_a_new_project_trains_with_a_reward_of_its_own_and_goes_on_from_elsewher
     output = capsys.readouterr().out
     assert output.startswith("loading PyTorch and model tiny ...\n")
     assert "north: 80" in output
+    report = (tmp_path / "run/report/index.html").read_text()
+    assert report.count('class="sample"') == 3 * 2, "two prompts of each school, to be read"
+    first = next(iter(RunFolder.open(tmp_path / "run").records()))
+    assert (first.held_out, first.rows) == (64, 32)
     monkeypatch.chdir("/")
     assert main(["resume", str(tmp_path / "run"), "--rounds=2"]) == 0
     reports = [record for record in RunFolder.open(tmp_path / "run").records() if isinstance(record, Report)]

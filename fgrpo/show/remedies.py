@@ -15,8 +15,8 @@ BOUND = "Few rows are soon learned by heart. A lower aggregation.cap bounds a cl
 
 _STARVING: dict[Cause, str] = {
     "no rows": "More rows, or fewer evaluation.prompts, which are held out of them.",
-    "quarantined": "The table of quarantined replies has every reason; log.txt has the traceback of what failed.",
-    "unrewarded": "Its reward functions fail or do not apply: the data table has counts, metrics.jsonl the first failure.",
+    "quarantined": "The table of quarantined replies has every reason; log.txt, where there is one, tracebacks.",
+    "unrewarded": "Its reward functions fail or do not apply: the data table has counts, metrics.jsonl a failure.",
     "few rows": "To weigh clients by rows is what such a rule does: more rows, aggregation.n_k: sequences, or another "
     "aggregation.rule.",
     "uninformative": "Harder or easier tasks for it, a larger rollout.group_size, or some aggregation.floor.",
@@ -38,20 +38,18 @@ def rewards_fell(run: Evidence) -> str:
 
 
 def stalled(run: Evidence) -> str:
-    """Return what equal rewards of a whole run call for: whether they are 0, and whether they ever were not, decides."""
+    """Return what equal rewards of a whole run call for: whether they are 0, and whether they ever were not."""
     constant, read = run.constant_rewards, read_samples(run)
     if constant == {0.0}:
         why = "Every reward is 0 from the first round on: the tasks are too hard, or the reward function never matches"
         return f"{why}; {read}."
     if constant:
         why = (
-            "Every reward is the same from the first round on: the tasks are too easy, or the reward function tells no"
+            "Every reward is the same from the first round on: too easy tasks, or a reward that tells no answers apart"
         )
-        return f"{why} answers apart; {read}."
+        return f"{why}; {read}."
     if {report.reward_mean for n in run.late for report in run.reports(n)} == {0.0}:
-        return (
-            f"Every reward is 0 by now, and few were more before: easier tasks, or a larger rollout.group_size; {read}."
-        )
+        return f"Every reward is 0 by now, few were more before: easier tasks, or a larger rollout.group_size; {read}."
     if sum(change.up for change in run.since_first.values()) > len(run.since_first) / 2 and not run.learned:
         return gamed(run)
     return all_equal(run)
@@ -66,7 +64,7 @@ def gamed(run: Evidence) -> str:
     if run.shaped:
         why = "The reward may pay for something else than being right: the first function judges, the others only shape"
     else:
-        why = "Accuracy is the share of answers given exactly 1: partial credit that comes short of it raises reward alone"
+        why = "Accuracy is the share of answers given exactly 1: partial credit below that raises reward alone"
     return f"{why}; {read_samples(run)}."
 
 

@@ -87,7 +87,8 @@ def client_table(summary: RunSummary) -> TextTable:
         ),
         tuple(rows),
         footer,
-        note="accuracy: share of the held-out answers that the first reward function gives exactly 1; reward: mean over a round, in the client's own scale; weight: share of a round's update; "
+        note="accuracy: share of the held-out answers that the first reward function gives exactly 1; "
+        "reward: mean over a round, in the client's own scale; weight: share of a round's update; "
         "missed: the reply was quarantined" + _robust_note(summary),
     )
 

@@ -75,7 +75,7 @@ _LEGEND = {
     "restless": "standard deviation over the last evaluations of a run, in points",
     "rounds to 90%": "median, of the best federated arm's accuracy",
     "to reference": "median rounds to {reference}'s accuracy with the same seed",
-    "difference": "points against {reference}, mean over paired seeds, with its 95% interval by t (none of one seed)",
+    "difference": "points against {reference}, mean over paired seeds, with its 95% interval by t",
     "worst differs": "the same of the worst clients",
     "fewer rounds": "how many times fewer rounds the mean curve takes to {reference}'s final accuracy (0: it never gets "
     "there; empty: {reference} is as high from the start), with its 95% interval by the bootstrap over seeds (none of "

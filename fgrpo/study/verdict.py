@@ -31,10 +31,8 @@ def sentences(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     """Yield what the rows of one scenario decide: whether anybody learned, and each arm against the reference."""
     if rows and not any(row.learned for row in rows):
         best = max(rows, key=lambda row: row.final)
-        yield (
-            f"nobody learned: accuracy {percent(best.before)} before training, at the end {percent(best.final)} at best "
-            f"({best.arm}), which is within chance"
-        )
+        ends = f"accuracy {percent(best.before)} before training, {percent(best.final)} at the end at best ({best.arm})"
+        yield f"nobody learned: {ends}, within chance"
     for row in rows:
         if row.arm == study.reference:
             if len(rows) == 1:

@@ -76,7 +76,7 @@ def test_one_arm_alone_is_compared_with_nothing(study):
 
 def test_sentences_of_several_scenarios_bear_their_names(study):
     small = study("seeds: 2\nlast: 1\nscenarios: {one: {}, two: {train.lr: 2.0e-3}}")
-    table = verdict_table(small, made_up(small, dict.fromkeys(ARMS, [0.2, 0.3])))
+    table = verdict_table(small, made_up(small, {arm: [0.2, 0.3] for arm in ARMS}))
     assert [row[0] for row in table.rows] == ["one", "two"]
 
 
