@@ -17,17 +17,16 @@ _WIDTH = 1.96  # standard errors on either side: 95%
 
 @dataclass(frozen=True)
 class Ending:
-    """A run's final mean accuracy against another's, over the clients that both evaluated after training.
+    """A run's final mean accuracy against the first one's, over the clients that both evaluated after training.
 
     Attributes:
-        change: from the other's to its own; None without such a client. Prompts are binomial samples, and different
+        change: from the first one's to its own; None without such a client. Prompts are binomial samples, and different
             ones in the two runs: where they are the same, the interval is rather too wide.
         clients, prompts: how many it is over; prompts of this run.
-        rounds: after which the other and this one were evaluated.
+        rounds: after which the first one and this one were evaluated.
     """
 
     run: str
-    against: str
     change: Change | None
     clients: int
     prompts: int
@@ -48,7 +47,7 @@ class Ending:
         low, high = self.interval
         if low <= 0 <= high:
             return "not decided"
-        return f"{self.run if low > 0 else self.against} ends higher"
+        return "ends higher" if low > 0 else "ends lower"
 
     @property
     def difference(self) -> str:
@@ -61,8 +60,8 @@ class Ending:
     @property
     def measured(self) -> str:
         """What the difference is measured on."""
-        other, own = self.rounds
-        when = f"round {own}" if own == other else f"rounds {other} and {own}"
+        first, own = self.rounds
+        when = f"round {own}" if own == first else f"rounds {first} and {own}"
         return f"{counted(self.clients, 'client')}, {counted(self.prompts, 'prompt')}, after {when}"
 
 
@@ -73,10 +72,10 @@ def endings(runs: Sequence[Compared]) -> list[Ending]:
 
 def endings_table(runs: Sequence[Compared]) -> TextTable:
     """Return the same, a row for each."""
-    rows = [(f"{e.run} against {e.against}", e.difference, e.measured, e.outcome) for e in endings(runs)]
+    rows = [(ending.run, ending.difference, ending.measured, ending.outcome) for ending in endings(runs)]
     return TextTable(
-        "Which ends higher: difference of the final mean accuracy, with its 95% interval",
-        ("", "difference", "over", "outcome"),
+        f"Final mean accuracy against {runs[0].name}, with the difference's 95% interval",
+        ("run", "difference", "over", "outcome"),
         tuple(rows),
         numbers_from=4,
         note="of one run each: another seed may differ by more; `fgrpo sweep` compares over seeds" if rows else "",
@@ -89,7 +88,7 @@ def _ending(first: Compared, other: Compared) -> Ending:
     change = mean_change([accuracy_change(ends[0][client], ends[1][client]) for client in both])
     prompts = sum(ends[1][client].prompts for client in both)
     rounds = (first.summary.evaluated_after, other.summary.evaluated_after)
-    return Ending(other.name, first.name, change, len(both), prompts, rounds)
+    return Ending(other.name, change, len(both), prompts, rounds)
 
 
 def _last(summary: RunSummary) -> dict[str, Evaluation]:

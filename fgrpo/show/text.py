@@ -72,9 +72,9 @@ def named(names: Iterable[str]) -> str:
 
 def engine(config: EngineConfig) -> str:
     """Return where clients live; both numbers of the configuration are decided."""
-    threads = counted(config.threads, "thread")
+    threads = f"{config.threads} thread" + ("" if config.threads == 1 else "s")
     if config.stacked:
         return f"this process, clients stacked, {threads}"
     if not config.workers:
         return f"this process, {threads}"
-    return f"{counted(config.workers, 'worker')} x {threads}"
+    return f"{config.workers} worker" + ("" if config.workers == 1 else "s") + f" x {threads}"

@@ -78,8 +78,13 @@ class Result:
             name: {client: {int(n): value for n, value in rounds.items()} for client, rounds in said[name].items()}
             for name in ("accuracy", "weights")
         }
-        later = {name: said.get(name, {}) for name in ("config", "prompts")}
-        return Result(**by_round, quarantined=said["quarantined"], seconds=said["seconds"], **later)
+        return Result(
+            **by_round,
+            quarantined=said["quarantined"],
+            seconds=said["seconds"],
+            config=said.get("config", {}),
+            prompts=said.get("prompts", {}),
+        )
 
     def differs(self, config: Config) -> str | None:
         """Return the first key whose value was another, in words; keys that are new since then do not count."""

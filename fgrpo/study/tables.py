@@ -38,7 +38,7 @@ def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
         cells.append(tuple(line))
     return TextTable(
         f"Final accuracy against {study.reference}",
-        (study.arm_word, *(scenario.name for scenario in study.scenarios)),
+        (study.arm_word, *(s.name if study.sweep_of is None else "final" for s in study.scenarios)),
         tuple(cells),
         note=f"{study.reference}: accuracy; others: points of difference; * the 95% interval (t, over paired seeds) "
         "leaves out 0",
@@ -77,8 +77,8 @@ _LEGEND = {
     "to reference": "median rounds to {reference}'s accuracy with the same seed",
     "difference": "points against {reference}, mean over paired seeds, with its 95% interval by t",
     "worst differs": "the same of the worst clients",
-    "fewer rounds": "how many times fewer rounds the mean curve takes to {reference}'s final accuracy (0: it never gets "
-    "there; empty: {reference} is as high from the start), with its 95% interval by the bootstrap over seeds (none of "
+    "fewer rounds": "how many times fewer rounds the mean curve takes to {reference}'s final accuracy (0: never; "
+    "empty: {reference} is as high from the start), with its 95% interval by the bootstrap over seeds (none of "
     "fewer than three)",
     "of centralised": "final accuracy as a share of the centralised baseline's",
 }

@@ -69,8 +69,8 @@ def test_tables_of_runs_and_of_clients(runs):
 
 ENDS = {
     "within chance": (0.5, 64, "+0.0 points [-17.1, +17.1]", "not decided"),
-    "the second": (0.75, 64, "+25.0 points [+9.0, +41.0]", "fgrpo ends higher"),
-    "the first": (0.25, 64, "-25.0 points [-41.0, -9.0]", "fedavg ends higher"),
+    "the second": (0.75, 64, "+25.0 points [+9.0, +41.0]", "ends higher"),
+    "the first": (0.25, 64, "-25.0 points [-41.0, -9.0]", "ends lower"),
     "too few prompts": (0.75, 8, "+25.0 points [-5.9, +55.9]", "not decided"),
 }
 
@@ -82,7 +82,7 @@ def test_each_further_run_against_the_first(runs, after, prompts, difference, ou
     measured[1] = replace(measured[1], accuracy=after)
     other = replace(other, summary=replace(other.summary, evaluations={"ward": measured}))
     (row,) = endings_table([first, other]).rows
-    assert row == ("fgrpo against fedavg", difference, f"1 client, {prompts} prompts, after round 1", outcome)
+    assert row == ("fgrpo", difference, f"1 client, {prompts} prompts, after round 1", outcome)
 
 
 def test_runs_that_evaluated_nobody_in_common_are_not_decided(runs):
@@ -121,7 +121,7 @@ def test_a_page_of_the_comparison_needs_nothing_else(runs, tmp_path):
     page = (tmp_path / "new" / "out.html").read_text(encoding="utf-8")
     assert "<title>FGRPO: 2 runs compared</title>" in page
     assert "Learning: held-out accuracy rose." in page
-    assert "Which ends higher" in page
+    assert f"Final mean accuracy against {runs[0].name}" in page
     assert "src=" not in page
 
 
