@@ -11,7 +11,7 @@ from fgrpo.records import Report
 from fgrpo.show.changes import Change, accuracy_change, mean_change, trend
 from fgrpo.show.standing import Lag, lag
 from fgrpo.show.summary import RunSummary
-from fgrpo.show.text import NAMED, number, percent, points
+from fgrpo.show.text import NAMED, counted, number, percent, points
 
 
 class Evidence:
@@ -146,7 +146,9 @@ class Evidence:
             return ""
         counts = sorted({r.prompts for c in self.accuracy for r in self.summary.evaluations[c].values()})
         prompts = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        return f"{prompts} held-out prompts a client tell {100 * self.least_change:.0f} points or more"
+        return (
+            f"{prompts} held-out prompts a client tell differences of {100 * self.least_change:.0f} points at the least"
+        )
 
     @property
     def least_change(self) -> float:
@@ -160,6 +162,9 @@ class Evidence:
             ups = sum(change.up for change in self.accuracy.values())
             among = f", clearly up at {ups} of {len(self.accuracy)} clients" if len(self.accuracy) > 1 else ""
             words.append(f"mean held-out accuracy {percents(self.mean_accuracy)}{among}")
+        unscored = sum(e.unscored for rounds in self.summary.evaluations.values() for e in rounds.values())
+        if unscored:
+            words.append(f"no reward could be told for {counted(unscored, 'held-out answer')}, which count 0")
         measured = self.summary.test_set
         if 0 in measured and max(measured):
             words.append(f"test set {percents(accuracy_change(measured[0], measured[max(measured)]))}")

@@ -7,6 +7,7 @@ from collections import Counter
 from fgrpo.show.charts import COLOURS, Picture, bar_picture, count_picture, line_picture, stack_picture
 from fgrpo.show.series import accuracy_by_round, rewards, vital_signs, weights
 from fgrpo.show.summary import RunSummary
+from fgrpo.show.tables import label_counts
 from fgrpo.show.text import percent, seconds
 
 
@@ -45,11 +46,12 @@ def _data(summary: RunSummary) -> Picture | None:
     """Return the clients' training rows, by label where the data were split by one; None where all are alike."""
     shown = set(summary.shown())
     rows = {data.client: data for data in summary.data if data.client in shown and data.rows}
-    labels = sum((Counter(data.labels) for data in rows.values()), Counter[str]())
+    told = any(map(label_counts, rows.values()))  # else every label is its client's own name
+    labels = sum((Counter(data.labels) for data in rows.values()), Counter[str]()) if told else Counter[str]()
     if len({data.rows for data in rows.values()}) < 2 and len(labels) < 2:
         return None
     kinds = [label for label, _ in labels.most_common(COLOURS - 1)]
-    counts = {client: dict(data.labels) or {"rows": data.rows or 0} for client, data in rows.items()}
+    counts = {client: (dict(data.labels) if told else {}) or {"rows": data.rows or 0} for client, data in rows.items()}
     return count_picture(f"Training rows{' by label' if kinds else ''}", counts, sorted(kinds) or ["rows"])
 
 

@@ -10,7 +10,10 @@ from fgrpo.show.standing import Cause
 DIVERGED = "Lower train.lr or server.lr, fewer train.local_steps, or aggregation.robust: clipped_mean."
 PULLED = "Its task pulls another way: another aggregation.rule, fewer train.local_steps, a lower server.lr."
 TOO_LITTLE = "More rounds (`fgrpo resume RUN --rounds N`), or more evaluation.prompts."
-TOO_FEW_PROMPTS = "More evaluation.prompts, in a new run: four times as many tell half the difference."
+TOO_FEW_PROMPTS = (
+    "More evaluation.prompts, in a new run: four times as many tell half the difference. "
+    "Or more rounds: `fgrpo resume RUN --rounds N`."
+)
 BOUND = "Few rows are soon learned by heart. A lower aggregation.cap bounds a client's weight."
 
 _STARVING: dict[Cause, str] = {

@@ -165,7 +165,7 @@ def _undecided(run: Evidence) -> Finding:
         says = "Undecided: so few rounds, and no accuracy after training, tell nothing."
     elif run.least_change > _COARSE:
         says = "Undecided: too few held-out prompts to tell, and rewards do not tell either."
-        remedy = f"{remedies.TOO_FEW_PROMPTS} {remedies.TOO_LITTLE}"
+        remedy = remedies.TOO_FEW_PROMPTS
     ups, downs = (sum(getattr(change, way) for change in run.rewards.values()) for way in ("up", "down"))
     rewards = [f"reward clearly up at {ups} of {len(run.rewards)} clients"] if run.rewards else []
     rewards += [f"clearly down at {downs}"] if downs else []

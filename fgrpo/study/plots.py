@@ -97,7 +97,7 @@ def _curves(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: The
     for run in group:
         name = run.pair.arm.name
         mean = _mean_curve(run)
-        axes.plot(list(mean), list(mean.values()), linewidth=1.6, label=_short(name, 26), **looks[name])
+        axes.plot(list(mean), list(mean.values()), linewidth=1.6, label=_legend(name, 26), **looks[name])
         if reference is not None and run is not reference and (band := _band(run, reference)):
             rounds, *bounds = zip(*band, strict=True)
             low, high = ([min(max(bound, 0.0), 1.0) for bound in side] for side in bounds)  # no accuracy is beyond
@@ -194,7 +194,7 @@ def _weights(study: Study, group: Sequence[Runs], rows: Sequence[Row], theme: Th
         for at, (client, line) in enumerate(weights.items()):
             few = at < _MOST_CLIENTS
             colour = _COLOURS[at] if few else theme.faint
-            label = _short(client, 18) if few else None
+            label = _legend(client, 18) if few else None
             axes.plot(list(line), list(line.values()), color=colour, linewidth=1.3, label=label)
         axes.set_title(_short(run.pair.arm.name, 40), loc="left", fontsize=8.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -236,6 +236,12 @@ def _rounds_axis(axes: Axes) -> None:
 def _short(name: str, length: int) -> str:
     name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _legend(name: str, length: int) -> str:
+    """Return a name as a legend shows it; matplotlib leaves those out that begin with an underscore."""
+    short = _short(name, length)
+    return f" {short}" if short.startswith("_") else short
 
 
 _Draw = Callable[[Study, Sequence[Runs], Sequence[Row], Theme], "Figure | None"]

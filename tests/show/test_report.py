@@ -109,6 +109,9 @@ def test_a_label_that_is_the_clients_own_name_is_not_repeated():
     own = [ClientData("hill", 62, 8, {"hill": 62}, {}), ClientData("moor", 4, 8, {"moor": 4}, {})]
     heard = records(1, ["hill", "moor"])
     assert "labels" not in data_table(RunSummary.of([*own, *heard])).columns
+    titles = [picture.title for picture in pictures(RunSummary.of([*own, *heard]))[0]]
+    assert "Training rows" in titles
+    assert "Training rows by label" not in titles
     mixed = [own[0], ClientData("moor", 4, 8, {"moor": 3, "hill": 1}, {})]
     table = data_table(RunSummary.of([*mixed, *heard]))
     assert [row[-1] for row in table.rows] == ["", "moor 3, hill 1"]

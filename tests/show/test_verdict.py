@@ -233,12 +233,18 @@ def test_who_was_never_asked_is_told_without_alarm():
     assert finding.evidence == "12 rounds of 1 client, drawn from 10"
 
 
+def test_answers_without_a_reward_are_told_beside_the_accuracy():
+    summary = made_up({"a": STILL})
+    some = {c: {n: replace(e, unscored=3) for n, e in of.items()} for c, of in summary.evaluations.items()}
+    assert "no reward could be told for 6 held-out answers" in verdict(replace(summary, evaluations=some))[0].evidence
+
+
 def test_too_few_prompts_are_the_reason():
     few = made_up({"a": STILL})
     few = {c: {n: replace(e, prompts=8) for n, e in of.items()} for c, of in few.evaluations.items()}
     (finding,) = verdict(replace(made_up({"a": STILL}), evaluations=few))
     assert finding.says.startswith("Undecided: too few held-out prompts")
-    assert "8 held-out prompts a client tell 43 points or more" in finding.evidence
+    assert "8 held-out prompts a client tell differences of 43 points at the least" in finding.evidence
     assert "evaluation.prompts" in finding.remedy
     many = {c: {n: replace(e, prompts=2000) for n, e in of.items()} for c, of in few.items()}
     assert verdict(replace(made_up({"a": STILL}), evaluations=many))[0].says.startswith("Undecided: no change beyond")

@@ -1,12 +1,14 @@
-"""What a study says it decides, on made-up results."""
+"""What a study says it decides, on made-up results, whatever its arms are called."""
 
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from fgrpo.show.tables import TextTable
 from fgrpo.study.comparison import rows, runs
 from fgrpo.study.plan import pairs
+from fgrpo.study.plots import write_plots
 from fgrpo.study.result import Result
 from fgrpo.study.tables import how_to_read, markdown, scenario_table
 from fgrpo.study.verdict import sentences, verdict_table
@@ -17,13 +19,17 @@ ARMS = ("fedavg", "<b>fgrpo</b>")
 
 def made_up(small, gains, start=0.25, prompts=PROMPTS):
     """Rows of a study in which an arm's seeds gain so much each within 4 rounds, at both clients."""
+    return rows(small, made_up_runs(small, gains, start, prompts))
+
+
+def made_up_runs(small, gains, start=0.25, prompts=PROMPTS):
     by_cell = {}
     for pair in pairs(small):
         for cell, gain in zip(pair.reported(None, small.seeds), gains[pair.arm.name], strict=True):
             line = {n: start + gain * min(n, 3) / 3 for n in range(5)}
             of_clients = {"sums": prompts, "gcd": prompts} if prompts else {}
             by_cell[cell] = Result({"sums": line, "gcd": line}, {}, 0, 1.0, {}, of_clients)
-    return rows(small, runs(small, pairs(small), by_cell.get))
+    return runs(small, pairs(small), by_cell.get)
 
 
 DECISIONS = {
@@ -83,3 +89,14 @@ def test_sentences_of_several_scenarios_bear_their_names(study):
 def test_a_markdown_table_holds_any_name():
     text = markdown(TextTable("a|b", ("arm\n", "`x`"), (("<b>|\\", "1"),), note="<i>"))
     assert text == "## a\\|b\n\n| arm\\\\n | \\`x\\` |\n| --- | ---: |\n| \\<b>\\|\\\\ | 1 |\n\n\\<i>\n"
+
+
+def test_a_legend_names_every_arm(study, tmp_path, monkeypatch):
+    small = study("last: 1")
+    names = ("fedavg", "_$a|b\n[/x]")
+    small = replace(small, arms=tuple(replace(a, name=n) for a, n in zip(small.arms, names, strict=True)))
+    legends = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: legends.extend(figure.legends))
+    found = made_up_runs(small, {name: [0.2] for name in names})
+    write_plots(small, found, rows(small, found), tmp_path)
+    assert [text.get_text().strip() for text in legends[0].get_texts()] == ["fedavg", "_$a|b\\n[/x]"]
