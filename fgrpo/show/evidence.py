@@ -9,7 +9,7 @@ from statistics import fmean
 
 from fgrpo.records import Report
 from fgrpo.show.changes import Change, accuracy_change, mean_change, trend
-from fgrpo.show.standing import Lag, lag
+from fgrpo.show.standing import Lag, Weight, lags, weights
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.text import NAMED, counted, number, percent, points
 
@@ -91,8 +91,12 @@ class Evidence:
     @cached_property
     def lags(self) -> dict[str, Lag]:
         """Why clients hardly take part: of those that do not."""
-        clients = dict.fromkeys([*(data.client for data in self.summary.data), *self.summary.clients])
-        return {client: found for client in clients if (found := lag(self.summary, client))}
+        return lags(self.summary, self.weights)
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        """What clients weighed, against their shares of rows."""
+        return weights(self.summary)
 
     @cached_property
     def since_first(self) -> dict[str, Change]:

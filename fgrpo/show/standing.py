@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -61,18 +61,50 @@ class Weight:
         return self.of_rows is not None and self.of_equal >= _BEYOND_EQUAL and self.share >= _BEYOND_ROWS * self.of_rows
 
 
-def lag(summary: RunSummary, client: str) -> Lag | None:
-    """Return why a client hardly takes part; None if it does, or if it was never asked."""
-    reports = summary.reports.get(client, {}).values()
-    if any(data.client == client and data.rows == 0 for data in summary.data):
-        return Lag("no rows", "no training rows")
-    missed = summary.times_quarantined()[client]
+def weights(summary: RunSummary) -> dict[str, Weight]:
+    """Return what each client weighed, of those whose reply some round used."""
+    rows = _rows(summary)
+    shares: dict[str, list[tuple[float, float]]] = {}
+    totals: dict[str, list[int | None]] = {}  # by client, all rows of each of its rounds
+    for round_ in summary.rounds:
+        of_round = round_.weights
+        total = sum(rows[client] for client in of_round) if all(client in rows for client in of_round) else None
+        for client, share in of_round.items():
+            shares.setdefault(client, []).append((share, share * len(of_round)))
+            totals.setdefault(client, []).append(total)
+    return {client: _weight(of_client, rows.get(client), totals[client]) for client, of_client in shares.items()}
+
+
+def _weight(shares: Sequence[tuple[float, float]], rows: int | None, totals: Sequence[int | None]) -> Weight:
+    known = [total for total in totals if total is not None]
+    told = rows is not None and len(known) == len(totals)
+    return Weight(
+        share=fmean(share for share, _ in shares),
+        of_equal=fmean(of_equal for _, of_equal in shares),
+        rows=rows if told else None,
+        all_rows=round(fmean(known)) if told else None,
+        of_rows=fmean(rows / total for total in known) if rows is not None and told else None,
+    )
+
+
+def lags(summary: RunSummary, weighed: Mapping[str, Weight]) -> dict[str, Lag]:
+    """Return why clients hardly take part, of those that do not; whoever was never asked is none of them."""
+    no_rows, missed = {data.client for data in summary.data if data.rows == 0}, summary.times_quarantined()
+    found = {
+        client: Lag("no rows", "no training rows")
+        if client in no_rows
+        else _lag(list(summary.reports.get(client, {}).values()), missed[client], weighed.get(client))
+        for client in dict.fromkeys([*(data.client for data in summary.data), *summary.clients])
+    }
+    return {client: lag for client, lag in found.items() if lag is not None}
+
+
+def _lag(reports: Sequence[Report], missed: int, weighed: Weight | None) -> Lag | None:
     if missed and missed >= MISSED * (missed + len(reports)):
         return Lag("quarantined", f"replies quarantined in {missed} of {missed + len(reports)} rounds")
     left_out = sum(report.unrewarded for report in reports)
     if left_out and left_out >= MISSED * (left_out + sum(report.sequences for report in reports)):
         return Lag("unrewarded", f"{left_out:,} of its completions got no reward")
-    weighed = weight(summary, client)
     if weighed is None or weighed.of_equal >= STARVED:
         return None
     if weighed.of_rows is not None and weighed.share >= _AS_ROWS * weighed.of_rows:
@@ -83,29 +115,11 @@ def lag(summary: RunSummary, client: str) -> Lag | None:
     return Lag("rule", weighed.against_rows())
 
 
-def weight(summary: RunSummary, client: str) -> Weight | None:
-    """Return what a client weighed; None if no round used a reply of its."""
-    rounds = [round_.weights for round_ in summary.rounds if client in round_.weights]
-    if not rounds:
-        return None
-    rows = _rows(summary)
-    known = [[rows[c] for c in weights] for weights in rounds] if all(c in rows for w in rounds for c in w) else []
-    totals = [sum(of_round) for of_round in known]
-    return Weight(
-        share=fmean(weights[client] for weights in rounds),
-        of_equal=fmean(weights[client] * len(weights) for weights in rounds),
-        rows=rows.get(client),
-        all_rows=round(fmean(totals)) if totals else None,
-        of_rows=fmean(rows[client] / total for total in totals) if all(totals) and totals else None,
-    )
-
-
-def unasked(summary: RunSummary) -> Iterator[str]:
-    """Yield the clients that have rows, and were asked in no round."""
-    for data in summary.data:
-        asked = summary.reports.get(data.client) or summary.times_quarantined()[data.client]
-        if data.rows != 0 and not asked:
-            yield data.client
+def unasked(summary: RunSummary) -> list[str]:
+    """Return the clients that have rows, and were asked in no round."""
+    missed = summary.times_quarantined()
+    asked = {client for client in summary.clients if summary.reports[client] or missed[client]}
+    return [data.client for data in summary.data if data.rows != 0 and data.client not in asked]
 
 
 def _rows(summary: RunSummary) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from typing import Literal
 from fgrpo.show import remedies
 from fgrpo.show.changes import mean_change
 from fgrpo.show.evidence import Evidence, arrow, listed, percents, span
-from fgrpo.show.standing import EQUAL, Cause, Lag, unasked, weight
+from fgrpo.show.standing import EQUAL, Cause, Lag, unasked
 from fgrpo.show.summary import RunSummary
 from fgrpo.show.text import counted, named, percent
 
@@ -36,7 +36,7 @@ Kind = Literal[
 _REMARKS = ("small", "heavy", "not asked")  # worth knowing, and nothing went wrong
 
 _SOLVED = 0.95  # accuracy from which equal rewards are no loss
-_COARSE = 0.1  # a change of accuracy: held-out prompts that cannot tell this much are too few
+_COARSE = 0.15  # a change of accuracy: held-out prompts that cannot tell this much are too few
 _ENTROPY_LEFT = 0.2  # against the first rounds'
 _SHORTER, _LONGER = 0.4, 2.5  # completions, against the first rounds'
 _GROWN = 10.0  # gradients and steps, against the first rounds'
@@ -198,8 +198,7 @@ def _small(run: Evidence, of_run: Kind) -> Iterator[Finding]:
 
 
 def _heavy(run: Evidence, of_run: Kind) -> Iterator[Finding]:
-    weights = {client: weight(run.summary, client) for client in run.summary.clients}
-    found = {client: weighed for client, weighed in weights.items() if weighed and weighed.beyond_rows}
+    found = {client: weighed for client, weighed in run.weights.items() if weighed.beyond_rows}
     if found:
         says = f"Heavy: {named(found)} weigh{_s(found)} far more than the share of rows."
         evidence = listed(f"{client}: {weighed.against_rows()}" for client, weighed in found.items())
@@ -207,7 +206,7 @@ def _heavy(run: Evidence, of_run: Kind) -> Iterator[Finding]:
 
 
 def _not_asked(run: Evidence, of_run: Kind) -> Iterator[Finding]:
-    if found := list(unasked(run.summary)):
+    if found := unasked(run.summary):
         says = f"Not asked: {named(found)} took part in no round, as participation is drawn."
         asked = fmean(len(round_.weights) + len(round_.quarantined) for round_ in run.summary.rounds)
         clients = len([data for data in run.summary.data if data.rows != 0])
