@@ -1,5 +1,6 @@
 """The steps of `make gpu`: which are run, with what, and what comes of one that fails."""
 
+import re
 from itertools import pairwise
 
 import gpu
@@ -40,6 +41,16 @@ def test_tests_run_at_once_where_there_is_xdist(monkeypatch):
 def test_every_file_of_gpu_tests_is_run():
     named = {path.name for path in (gpu.ROOT / "tests" / "kernels").glob("test_*.py") if "mark.gpu" in path.read_text()}
     assert named <= set(gpu.TESTS)
+
+
+def test_what_is_left_out_of_the_coverage_is_on_the_page():
+    page = (gpu.ROOT / "docs" / "gpu.md").read_text()
+    measured = [gpu.ROOT / folder for folder in ("benchmarks", "fgrpo_kernels", "tests/kernels")]
+    lines = [line for folder in measured for path in folder.rglob("*.py") for line in path.read_text().splitlines()]
+    marked = [line for line in lines if "pragma: no cover" in line]
+    assert all(re.search(r"# pragma: no cover - \w", line) for line in marked), "say why"
+    functions = {match[1] for line in marked if (match := re.match(r"def (\w+)", line))}
+    assert functions == set(re.findall(r"`(test_\w+)`", page))
 
 
 @pytest.mark.parametrize(
