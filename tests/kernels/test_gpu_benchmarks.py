@@ -10,7 +10,7 @@ from rival_packages import provide
 from sizes import MADE_UP
 
 from fgrpo_kernels.bench import ops
-from fgrpo_kernels.bench.case import NotHereError, Options, WrongResultError, package_of
+from fgrpo_kernels.bench.case import Options, WrongResultError, package_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,10 +134,3 @@ def test_wrong_bytes_are_found(name):
     ours = case.contenders["fgrpo"]
     with pytest.raises(WrongResultError, match="differ from the C"):
         case.check(lambda delta: ours(delta._replace(new=-delta.new)))
-
-
-def test_a_trl_without_its_kernel_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl.kernels.logprob_entropy", None)
-    case, *_ = ops.cases("token_logprobs", Options(device="cuda", rows=2))
-    with pytest.raises(NotHereError, match="this TRL has no kernel for it"):
-        case.check(case.contenders["trl"])
