@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from fgrpo_kernels.bench import headlines, plots, tables
 from fgrpo_kernels.bench.__main__ import main
@@ -168,6 +169,16 @@ def test_pictures_of_what_was_measured(tmp_path):
     assert [path.read_bytes() for path in plots.draw(contents, tmp_path)] == before
     page = Site(tmp_path, contents).section("token_logprobs", tmp_path / "docs" / "x.md")
     assert "![token_logprobs on Zen 3](plots/token_logprobs_Zen-3.png)" in page
+
+
+def test_a_codec_that_was_not_measured_is_not_in_the_picture(tmp_path):
+    path, *_ = (ROOT / "benchmarks" / "results").glob("aggregate_*.json")
+    content = json.loads(path.read_text())
+    content["results"] = [record for record in content["results"] if record["shape"]["codec"] == "int8"]
+    (picture,) = plots.of_op("aggregate", {path: content})
+    panels = Figure().subplots(1, picture.panels)
+    picture.draw(content, panels)
+    assert [line.get_label() for line in panels[1].get_lines()] == ["int8"]
 
 
 def test_the_commands_about_results(repository, monkeypatch, capsys):

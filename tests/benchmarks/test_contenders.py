@@ -7,7 +7,7 @@ from rival_packages import provide
 from fgrpo_kernels.bench import ops
 from fgrpo_kernels.bench.case import NotHereError, Options, WrongResultError
 
-SMALL = Options(threads=1, rows=2, parameters=256, rounds=1)
+SMALL = Options(threads=2, rows=2, parameters=256, rounds=1)
 # Of ops with rivals, what these come from besides what the tests install.
 PACKAGES = {
     "aggregate": ["bitsandbytes"],
@@ -34,12 +34,20 @@ def test_every_contender_is_right(op, monkeypatch):
         for name, make in list(case.contenders.items())[1:]:
             try:
                 case.check(make)
+                result = make(case.inputs())()
             except NotHereError as error:
                 assert "needs a GPU" in str(error), name  # noqa: PT017
             except ModuleNotFoundError as error:
                 assert error.name in MAY_BE_MISSING, name  # noqa: PT017
-            if case.describe is not None:
-                assert case.describe(make(case.inputs())())["bytes"] > 0
+            else:
+                assert case.describe is None or case.describe(result)["bytes"] > 0
+
+
+def test_a_loss_for_gpus_says_so():
+    for case in ops.cases("grpo_loss", SMALL):
+        if make := case.contenders.get("liger"):
+            with pytest.raises(NotHereError, match="needs a GPU"):
+                make(case.inputs())
 
 
 @pytest.mark.parametrize(

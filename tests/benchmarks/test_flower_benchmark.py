@@ -1,6 +1,7 @@
 """Rounds on Flower, ours and its FedAvg, in a simulation within this process."""
 
 import json
+import runpy
 import sys
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ def main(monkeypatch, tmp_path):
     return run
 
 
-def test_both_contenders_play(main, tmp_path, capsys):
+def test_both_contenders_play(main, tmp_path, monkeypatch, capsys):
     assert main("--nodes", "2", "--rounds", "1") == 0
     (path,) = tmp_path.glob("flower_*.json")
     records = json.loads(path.read_text())["results"]
@@ -51,7 +52,9 @@ def test_both_contenders_play(main, tmp_path, capsys):
     assert all(0 < played["seconds"] > played["overhead"] for played in (*ours, *theirs))
     shown = capsys.readouterr().out
     assert "| flower fedavg | 2 | next to none |" in shown
-    assert main("--render", str(path)) == 0
+    monkeypatch.setattr(sys, "argv", ["bench_flower.py", "--render", str(path)])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(bench_flower.__file__, run_name="__main__")
     assert capsys.readouterr().out.startswith("# Rounds on Flower\n")
 
 

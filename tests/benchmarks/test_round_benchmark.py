@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import sys
 
 import bench_round
@@ -101,7 +102,8 @@ def test_contenders_take_turns(players, config, tmp_path, monkeypatch, capsys):
 def test_who_does_not_end_or_is_not_installed_is_named(players, config, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_round, "_missing", lambda name: "not installed: ray" if name == "trl+flower" else None)
     players.seconds |= {"trl+plain": "for ever"}
-    content = results(tmp_path, monkeypatch, "--config", config, "--rounds=1", "--repetitions=1")
+    three = "fgrpo,trl+flower,trl+plain"
+    content = results(tmp_path, monkeypatch, "--config", config, "--rounds=1", "--repetitions=1", "--contenders", three)
     reasons = [record.get("not_measured") for record in content["results"]]
     assert reasons == [None, "not installed: ray", "not done after 7200 s"]
 
@@ -129,3 +131,18 @@ def test_what_a_contender_lacks(monkeypatch):
     monkeypatch.setattr(bench_round.importlib.util, "find_spec", lambda name: None if name == "ray" else name)
     assert bench_round._missing("trl+flower") == "not installed: ray"
     assert bench_round._missing("fgrpo") is None
+
+
+def test_an_interruption_leaves_a_line(monkeypatch):
+    """Whether by a key or a signal."""
+
+    def interrupt(paths):
+        raise KeyboardInterrupt
+
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr("round_tables.render", interrupt)
+    monkeypatch.setattr(sys, "argv", ["bench_round.py", "--render", "x.json"])
+    with pytest.raises(SystemExit, match=r"^bench_round: interrupted; nothing is written$"):
+        runpy.run_path(bench_round.__file__, run_name="__main__")
+    assert handlers == {signal.SIGTERM: signal.default_int_handler}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import sys
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -48,3 +49,11 @@ def test_ways_that_differ_give_no_ratio(main, monkeypatch, tmp_path):
     assert status == 1
     assert "failed: loss is 1.0 shared and 2.0 apart; no ratio is printed" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_shared_prompts.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(bench_shared_prompts.__file__, run_name="__main__")
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in (*bench_shared_prompts.SIZES, "repetitions"))

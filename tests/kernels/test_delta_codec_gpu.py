@@ -87,6 +87,8 @@ def test_what_works_on_the_cpu_alone_says_so():
         cpp.aggregate([encoded], [1.0])
     with pytest.raises(ValueError, match="base is on cpu, new on cuda:0"):
         cpp.encode(torch.ones(5, device="cuda"), torch.ones(5))
+    with pytest.raises(ValueError, match="decode: out is on cpu, codes on cuda:0, scales on cuda:0"):
+        delta_codec.decode(encoded.codes, encoded.scales, "int4", 64, torch.empty(100))
     assert torch.equal(cpp.aggregate([encoded.cpu()], [1.0]), cpp.decode(encoded).cpu())
 
 
