@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 TESTS = (
     *("test_gpu.py", "test_gpu_head.py", "test_options.py", "test_registration.py", "test_candidates.py"),
-    *("test_delta_codec.py", "test_delta_codec_gpu.py", "test_gpu_loop.py"),
+    *("test_delta_codec.py", "test_delta_codec_gpu.py", "test_gpu_loop.py", "test_gpu_benchmarks.py"),
 )
 OPS = ("grpo_loss", "token_logprobs", "group_advantages", "linear_grpo_loss", "device_codec")
 # A test's time is mostly that of compiling its kernels, on one core.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fgrpo_kernels import _C
-from fgrpo_kernels.bench.case import NotHereError, Options
+from fgrpo_kernels.bench.case import Options
 from fgrpo_kernels.bench.compare import compare
 from fgrpo_kernels.bench.ops import OPS
 from fgrpo_kernels.bench.packages import INSIDE, PACKAGES
@@ -77,10 +77,7 @@ def _bench(parser: argparse.ArgumentParser, op: str, chosen: argparse.Namespace)
         seconds=chosen.seconds,
         rounds=chosen.rounds,
     )
-    try:
-        return bench(OPS if op == "all" else (op,), options, chosen.device)
-    except NotHereError as error:
-        parser.error(str(error))
+    return bench(OPS if op == "all" else (op,), options, chosen.device)
 
 
 def _report(results: Sequence[Path]) -> int:

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import sys
 from itertools import count
+from types import ModuleType
 
 import pytest
 import torch
 
-from fgrpo_kernels.bench import ops, runner
+from fgrpo_kernels import _C
+from fgrpo_kernels.bench import memory, ops, runner
 from fgrpo_kernels.bench.__main__ import main
 from fgrpo_kernels.bench.case import Case, NotHereError, Options, WrongResultError, require_close
 from fgrpo_kernels.bench.clock import HostClock
@@ -124,6 +126,8 @@ def test_the_headline_is_against_the_fastest_of_others(measured):
     contenders = {"fgrpo": taking(0.5), "fgrpo, otherwise": taking(0.1), "a": taking(4.0), "b": taking(2.0)}
     ours = measured(case(contenders, in_readme="a thing"))[0]
     assert ours["headline"] == {"what": "a thing", "figure": "500 ms", "against": "b 2 s, 4.00 times as long"}
+    ours = measured(case(contenders, in_readme="a thing", work=(2e9, "rows"), describe=lambda seconds: {"bytes": 3}))[0]
+    assert (ours["headline"]["figure"], ours["bytes"]) == ("4e9 rows/s", 3)
 
 
 def test_the_clock_takes_turns():
@@ -197,6 +201,22 @@ def test_one_op_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "none: eager" in shown
 
 
+def test_figures_of_a_lesser_processor_say_so(tmp_path, monkeypatch):
+    """And are no headline."""
+    monkeypatch.setenv("OUT", str(tmp_path))
+    lowest = _C.simd_levels()[0]
+    options = ("--simd", lowest, "--parameters", "256", "--rounds", "1", "--against", "eager", "--only", "8 clients")
+    try:
+        assert main(["gram", *options]) == 0
+    finally:
+        _C.use_simd(_C.simd_levels()[-1])
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content["header"]["device"].endswith(f", ours held to {lowest}")
+    assert content["results"]
+    assert not any("headline" in record for record in content["results"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,3 +238,21 @@ def test_the_list_names_ops_contenders_and_models(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(name in shown for name in [*ops.OPS, *MODELS, "liger", "half padding, a third degenerate"])
     assert whereabouts("quack") == "not installed: pip install quack-kernels"
+    monkeypatch.setitem(sys.modules, "quack", ModuleType("quack"))  # as one that is half imported
+    assert whereabouts("quack") == "not installed: pip install quack-kernels"
+    assert whereabouts("eager") == "here"
+
+
+def test_memory_where_the_system_cannot_say(monkeypatch):
+    def no_glibc(name):
+        raise OSError
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", no_glibc)
+    assert memory.peak_bytes(lambda: 1 / 0, "cpu") is None
+
+
+def test_an_op_for_a_gpu_is_left_out_of_a_run_on_the_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert main(["device_codec", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "device_codec on cpu: needs a GPU\n"
+    assert list(tmp_path.iterdir()) == []

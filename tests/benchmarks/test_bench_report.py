@@ -2,11 +2,16 @@
 
 import copy
 import json
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from fgrpo_kernels.bench import headlines, plots
+from fgrpo_kernels.bench import headlines, plots, tables
+from fgrpo_kernels.bench.__main__ import main
 from fgrpo_kernels.bench.compare import compare
 from fgrpo_kernels.bench.report import Site, pages
 
@@ -67,6 +72,15 @@ def test_the_newest_files_figures_of_each_thing_by_date():
         "| [round](results/a.json) | 2x | Flower\\|float32 | Zen 3 | 2026-12-02 | 0123456 |\n"
         "| [round](results/a.json) | 9 s | torch | Zen 3 | 2026-12-02 | 0123456 |\n"
     )
+
+
+def test_a_case_that_was_not_measured_has_its_line():
+    failed = {"name": "int8: fgrpo", "case": "int8", "contender": "fgrpo", "not_measured": "out of memory"}
+    assert tables.table({"results": [failed]}).splitlines()[2:] == ["| int8 | out of memory | | | | |"]
+
+
+def test_no_figures_no_table():
+    assert headlines.table(headlines.rows({Path("c.json"): written()}), "results") == ""
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,58 @@ def test_pictures_of_what_was_measured(tmp_path):
     assert [path.read_bytes() for path in plots.draw(contents, tmp_path)] == before
     page = Site(tmp_path, contents).section("token_logprobs", tmp_path / "docs" / "x.md")
     assert "![token_logprobs on Zen 3](plots/token_logprobs_Zen-3.png)" in page
+
+
+def test_a_codec_that_was_not_measured_is_not_in_the_picture(tmp_path):
+    path, *_ = (ROOT / "benchmarks" / "results").glob("aggregate_*.json")
+    content = json.loads(path.read_text())
+    content["results"] = [record for record in content["results"] if record["shape"]["codec"] == "int8"]
+    (picture,) = plots.of_op("aggregate", {path: content})
+    panels = Figure().subplots(1, picture.panels)
+    picture.draw(content, panels)
+    assert [line.get_label() for line in panels[1].get_lines()] == ["int8"]
+
+
+def test_the_commands_about_results(repository, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    results = repository / "benchmarks" / "results"
+    for op in ("aggregate", "linear_grpo_loss"):
+        for path in (ROOT / "benchmarks" / "results").glob(f"{op}_*.json"):
+            shutil.copy(path, results)
+    assert main(["report"]) == 0
+    pages = ("docs/benchmarks.md", "README.md", "docs/codec.md")
+    assert capsys.readouterr().out.splitlines() == [f"written: {repository / name}" for name in pages]
+    assert {path.name.partition("_AMD")[0] for path in (repository / "docs" / "plots").iterdir()} == {
+        "aggregate",
+        "linear_grpo_loss",
+    }
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == "every page is up to date\n"
+    assert main(["report", str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | 0.25 s |" in shown
+    assert "Not measured yet: `python -m fgrpo_kernels.bench encode`." in shown
+    assert main(["compare", *map(str, sorted(results.glob("gram_*")))]) == 0
+    assert "500 ->        250 ms   0.50 of it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        pytest.param(KeyboardInterrupt(), "interrupted; what was measured is on disk", id="interrupted"),
+        pytest.param(ValueError("x.json is no file of results"), "x.json is no file of results", id="a mistake"),
+        pytest.param(OSError("the disk is full"), "the disk is full", id="the system's"),
+    ],
+)
+def test_a_command_ends_with_one_line(error, message, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("fgrpo_kernels.bench.session.listing", fail)
+    monkeypatch.setattr(sys, "argv", ["bench", "list"])
+    monkeypatch.delitem(sys.modules, "fgrpo_kernels.bench.__main__")
+    with pytest.raises(SystemExit, match=f"^fgrpo_kernels.bench: {message}$"):
+        runpy.run_module("fgrpo_kernels.bench", run_name="__main__")
 
 
 def two_runs(ours=1.0, others=1.0, scatter=0.0):

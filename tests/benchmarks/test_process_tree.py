@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import process_tree
 import pytest
 from process_tree import Samples, watch
 
@@ -58,6 +60,19 @@ def test_a_command_that_does_not_end(tmp_path):
     with pytest.raises(TimeoutError, match=r"0 s"):
         watched("import time; time.sleep(600)", tmp_path / "log", timeout=0.3)
     assert time.monotonic() - start < 30
+
+
+def test_a_process_that_has_just_ended_holds_nothing():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert process_tree._private_bytes(process.pid) == process_tree._proportional_bytes(process.pid) == 0
+
+
+def test_a_kernel_that_gives_no_orphans(tmp_path, monkeypatch):
+    refusing = SimpleNamespace(prctl=lambda *_: -1)
+    monkeypatch.setattr(process_tree.ctypes, "CDLL", lambda *_, **__: refusing)
+    with pytest.raises(OSError, match="cannot adopt the processes that a command leaves behind"):
+        watched("", tmp_path / "log")
 
 
 def test_between_samples():

@@ -93,12 +93,60 @@ def test_system_prompt(small_config):
     ids, *_ = rival._trainer._tokenize_prompts([rival._prompt("1 + 1")])
     text = render(rival._tokenizer, "1 + 1", "Be brief.")
     assert ids == [rival._tokenizer(text, add_special_tokens=False)["input_ids"]]
+    rival._tokenizer.chat_template = None
+    assert rival._prompt("1 + 1") == "Be brief.\n\n1 + 1"
 
 
 @pytest.mark.parametrize("option", [{"baseline": "leave_one_out"}, {"beta": 0.1}, {"entropy_coef": 0.1}], ids=str)
 def test_what_trl_would_train_otherwise_is_refused(small_config, option):
     with pytest.raises(ConfigError, match=next(iter(option))):
         TrlClients(replace(small_config, train=TrainConfig(**option)), threads=1)
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    """The contender on Flower, its one actor in this process."""
+    pytest.importorskip("flwr", reason="install fgrpo[flower]")
+    import simulation
+    from rivals import flower_simulation
+
+    monkeypatch.setattr(flower_simulation, "run_simulation", simulation.run_simulation)
+    flower_simulation._actor.cache_clear()
+    return flower_simulation
+
+
+def test_flowers_clients_play_the_same(flower, task, monkeypatch):
+    """As without a framework, once they all have come."""
+    there_at_first = iter([1])
+    monkeypatch.setattr("simulation.Grid.get_node_ids", lambda grid: list(grid.nodes)[: next(there_at_first, None)])
+    once = replace(task, overrides=(*task.overrides, "--rounds", "1"))
+    played, plain = flower.play(once), plain_averaging.play(once)
+    (there,), (here,) = played.rounds, plain.rounds
+    assert (there.work.sequences, there.work.tokens) == (here.work.sequences, here.work.tokens)
+    assert here.uplink_bytes < there.uplink_bytes < 1.01 * here.uplink_bytes  # each array's shape goes along
+    assert there.stages.keys() == {"clients", "aggregate"}
+    assert sum(there.stages.values()) == pytest.approx(there.seconds)
+    assert played.after.keys() == plain.after.keys()
+    assert flower._actor.cache_info().misses == 1  # and goes on with its model from one message to the next
+
+
+def test_a_client_that_fails_ends_the_simulation(flower, task, monkeypatch, capsys):
+    """At once: the server's thread would wait for it for ever."""
+
+    class Ended(BaseException):
+        pass
+
+    def broken(task):
+        raise RuntimeError("no memory")
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(flower, "_actor", broken)
+    monkeypatch.setattr(flower.os, "_exit", end)
+    with pytest.raises(Ended, match="1"):
+        flower.play(task)
+    assert "a client failed: no memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("contender", [fgrpo_loop, plain_averaging], ids=["fgrpo", "trl+plain"])

@@ -30,7 +30,7 @@ def test_ten_million_values_with_feedback_over_rounds(codec, rounding):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_more_than_2_to_31_values(rounding):
+def test_more_than_2_to_31_values(rounding):  # pragma: no cover - hours in the interpreter
     size = 2**31 + 1001
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GB of device memory")
@@ -48,7 +48,7 @@ def test_more_than_2_to_31_values(rounding):
 
 
 @pytest.mark.skipif(MADE_UP, reason="nothing is compiled there")
-def test_a_new_size_or_seed_needs_no_new_kernel():
+def test_a_new_size_or_seed_needs_no_new_kernel():  # pragma: no cover - the interpreter compiles nothing
     from fgrpo_kernels.codec.gpu_blocks import decode_kernel, encode_kernel
 
     def run(size, seed):
@@ -87,11 +87,13 @@ def test_what_works_on_the_cpu_alone_says_so():
         cpp.aggregate([encoded], [1.0])
     with pytest.raises(ValueError, match="base is on cpu, new on cuda:0"):
         cpp.encode(torch.ones(5, device="cuda"), torch.ones(5))
+    with pytest.raises(ValueError, match="decode: out is on cpu, codes on cuda:0, scales on cuda:0"):
+        delta_codec.decode(encoded.codes, encoded.scales, "int4", 64, torch.empty(100))
     assert torch.equal(cpp.aggregate([encoded.cpu()], [1.0]), cpp.decode(encoded).cpu())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
-def test_a_device_that_is_not_the_current_one():
+def test_a_device_that_is_not_the_current_one():  # pragma: no cover - the made-up device is the only one
     values = torch.randn(5000)
     codes, scales = delta_codec.encode(values.to("cuda:1"), None, None, "int8", 64, "nearest", 0)
     assert codes.device == scales.device == torch.device("cuda:1")

@@ -106,6 +106,21 @@ def test_a_gradient_in_place():
         total.backward()
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["out of place", "in place"])
+@pytest.mark.parametrize("shape", [(2, 1, 3, V), (0, V)], ids=str)
+def test_logits_of_other_shapes(shape, in_place):
+    """More dimensions than rows fold into, the vocabulary not last in memory; and no rows."""
+    rng = torch.Generator().manual_seed(6)
+    logits = torch.randn(shape, generator=rng).transpose(-1, -2).contiguous().transpose(-1, -2).to(DEVICE)
+    targets = torch.randint(V, shape[:-1], generator=rng).to(DEVICE)
+    exact, leaf = logits.double().requires_grad_(), logits.requires_grad_()
+    options = {"inplace_backward": True} if in_place else {}
+    got = torch.autograd.grad(gradient_of_logprobs(leaf * 1.0, targets, **options), leaf)[0]
+    logp, entropy = reference.token_logprobs(exact, targets, temperature=0.8)
+    (expected,) = torch.autograd.grad((logp - 0.3 * entropy).sum(), exact)
+    torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=2e-6)
+
+
 def test_rows_that_share_memory_are_not_overwritten():
     logits, targets = torch.randn(1, V, device=DEVICE).expand(4, V), torch.arange(4, device=DEVICE)
     with pytest.raises(ValueError, match=r"these share memory, with strides \(0, 1\); were they expanded"):
@@ -128,14 +143,26 @@ def test_shards():
     torch.testing.assert_close(*results, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"baseline": "leave_one_out"}, {"scale": "batch"}], ids=str)
-def test_advantages_of_several_rewards(options):
+OF_REWARDS = [
+    {},
+    {"baseline": "leave_one_out"},
+    {"scale": "batch"},
+    {"multi_objective_aggregation": "normalize_then_sum"},
+]
+
+
+@pytest.mark.parametrize("ids", [False, True], ids=["groups in a row", "groups by id"])
+@pytest.mark.parametrize("options", OF_REWARDS, ids=str)
+def test_advantages_of_several_rewards(options, ids):
     rng = torch.Generator().manual_seed(5)
     rewards = torch.rand(12, 3, generator=rng)
     rewards[3, 1] = rewards[7] = torch.nan
     weights = torch.tensor([1.0, 0.5, 2.0])
-    got = group_advantages(rewards.to(DEVICE), 4, reward_weights=weights.to(DEVICE), **options)
-    exact = reference.group_advantages(rewards.double(), 4, reward_weights=weights.double(), **options)
+    group_ids = torch.arange(12) % 3
+    groups = {"group_ids": group_ids.to(DEVICE), "num_groups": 3} if ids else {"group_size": 4}
+    got = group_advantages(rewards.to(DEVICE), reward_weights=weights.to(DEVICE), **groups, **options)
+    groups = groups | ({"group_ids": group_ids} if ids else {})
+    exact = reference.group_advantages(rewards.double(), reward_weights=weights.double(), **groups, **options)
     for ours, expected in zip(got, exact, strict=True):
         torch.testing.assert_close(ours.cpu().to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
 

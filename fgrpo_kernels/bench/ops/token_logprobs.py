@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fgrpo_kernels import reference, token_logprobs
-from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, compiled, require_close
+from fgrpo_kernels.bench.case import Case, Maker, Options, Run, compiled, require_close
 from fgrpo_kernels.bench.shapes import MODELS, dtype_of, head_of, name_of
 
 CHECKED = 64  # rows
@@ -97,10 +97,8 @@ def _trl() -> Op:
     def op(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if logits.device.type == "cpu":
             return selective_log_softmax(logits, targets), entropy_from_logits(logits)
-        try:
-            from trl.kernels.logprob_entropy import selective_log_softmax_and_entropy
-        except ImportError as error:
-            raise NotHereError(f"this TRL has no kernel for it: {error}") from None
+        from trl.kernels.logprob_entropy import selective_log_softmax_and_entropy
+
         return tuple(selective_log_softmax_and_entropy(logits, targets))  # type: ignore[return-value]
 
     return op
