@@ -133,14 +133,15 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.run_folder import RunFolder
-    from fgrpo.show.comparison import Compared
-    from fgrpo.show.comparison_files import check_output, write_comparison
-    from fgrpo.show.terminal import print_comparison
+    with Loading(", ".join(map(str, arguments.runs))):
+        from fgrpo.run_folder import RunFolder
+        from fgrpo.show.comparison import Compared
+        from fgrpo.show.comparison_files import check_output, write_comparison
+        from fgrpo.show.terminal import print_comparison
 
-    for path in arguments.output:
-        check_output(path)
-    runs = [Compared.of(RunFolder.open(path)) for path in arguments.runs]
+        for path in arguments.output:
+            check_output(path)
+        runs = [Compared.of(RunFolder.open(path)) for path in arguments.runs]
     for path in arguments.output:
         write_comparison(path, runs)
     print_comparison(runs)

@@ -95,6 +95,10 @@ def test_resume_can_go_further_and_evaluate_agrees(finished, capsys):
     assert main(["resume", path, "--rounds", "5"]) == 0
     assert RunFolder.open(path).load().round == 5
     capsys.readouterr()
+    assert main(["resume", path]) == 0
+    assert f"{path} has all its rounds; go further with --rounds" in capsys.readouterr().out
+    assert main(["evaluate", path, "--round", "1"]) == 1
+    assert "the state of round 1 is not kept, only that of 4, 5" in capsys.readouterr().err
     assert main(["evaluate", path]) == 0
     assert "sums" in capsys.readouterr().out
     assert main(["report", path]) == 0

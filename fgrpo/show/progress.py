@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fgrpo.engines.base import Observer
 from fgrpo.records import OF_THE_RUN, TEST_SET, ClientData, Evaluation, Record, Report, RoundSummary
-from fgrpo.show.tables import histogram, row_count
+from fgrpo.show.tables import label_counts, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -144,7 +144,7 @@ class Progress:
         if any(client.rows for client in data):
             self._print(Text("training rows:"))
             learning = [client for client in data if client.client not in OF_THE_RUN]
-            rows = [f"  {c.client}: {row_count(c)}  {_labels(c)}".rstrip() for c in learning]
+            rows = [f"  {c.client}: {row_count(c)}  {label_counts(c)}".rstrip() for c in learning]
             self._print_some(rows, style="")
         self._print_some([note for client in data for note in client.notes], style="yellow")
 
@@ -232,11 +232,6 @@ class Progress:
     def _time_left(self) -> str:
         left = self._clock.left(self._rounds - self._done)
         return "?" if left is None else _clock_time(left)
-
-
-def _labels(data: ClientData) -> str:
-    """Return the labels of a client's rows, unless they say what its name says."""
-    return "" if [*data.labels] == [data.client] else histogram(data.labels)
 
 
 class _Clock:

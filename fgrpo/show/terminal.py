@@ -50,13 +50,21 @@ def print_tables(tables: Iterable[TextTable], console: Console | None = None) ->
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], console: Console | None = None) -> None:
-    """Print the accuracy of one model on every client's held-out prompts, and on the run's own test set."""
+    """Print the accuracy of one model on every client's held-out prompts and on the run's test set, and its samples."""
     rows = tuple((e.client, str(e.prompts), percent(e.accuracy), number(e.score)) for e in evaluations)
     of_clients = [evaluation for evaluation in evaluations if evaluation.client != TEST_SET]
     mean = fmean(e.accuracy for e in of_clients), fmean(e.score for e in of_clients)
     footer = ("mean of clients", "", percent(mean[0]), number(mean[1]))
     title = f"Held-out prompts, model after round {evaluations[0].round}"
     _print(TextTable(title, ("client", "prompts", "accuracy", "score"), rows, footer), console)
+    console = console or _console()
+    for client, sample in ((e.client, sample) for e in evaluations for sample in e.samples):
+        for text in (
+            f"{client}: {sample.prompt}",
+            f"  answered, {number(sample.score)}: {sample.completion}",
+            *([f"  right: {sample.answer}"] if sample.answer else []),
+        ):
+            console.print(Text(printable(text, console.encoding)), highlight=False)
 
 
 def print_payload(header: Header, delta: Encoded, length: int, console: Console | None = None) -> None:

@@ -72,6 +72,14 @@ def test_a_log_gets_one_plain_line_per_round(capsys, monkeypatch, force_color):
     ]
 
 
+def test_answers_without_a_reward_are_no_accuracy(capsys):
+    with Progress(ROUNDS, CLIENTS) as progress:
+        for client, unscored in zip(CLIENTS, (8, 2), strict=True):
+            progress.record(Evaluation(client, 0, 8, 0.0 if unscored == 8 else 0.5, 0.0, unscored=unscored))
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "before training  accuracy 50.0%  no reward could be told for 10 of 16 answers"
+
+
 def test_a_round_is_shown_as_soon_as_the_next_stage_begins(capsys):
     with Progress(ROUNDS, CLIENTS) as progress:
         play(progress, [1])

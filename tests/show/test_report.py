@@ -178,6 +178,15 @@ def test_printed_evaluations_end_with_their_mean():
     assert lines[-1] == ["mean", "of", "clients", "55.0%", "0.5"]
 
 
+def test_samples_are_printed_below_their_evaluations():
+    console = Console(file=io.StringIO(), width=80)
+    samples = (Sample("1 + 1 =\nNow", "2", "two\x1b[31m", 0.5, False), Sample("write", "", "a poem", 1.0, True))
+    print_evaluations([Evaluation("adder", 0, 8, 0.5, 0.6, samples)], console)
+    *_, first, answered, right, second, poem = console.file.getvalue().splitlines()
+    assert [first, answered, right] == ["adder: 1 + 1 =\\nNow", "  answered, 0.5: two\\x1b[31m", "  right: 2"]
+    assert [second, poem] == ["adder: write", "  answered, 1: a poem"]
+
+
 def test_printed_payload_names_its_owner_and_size():
     console = Console(file=io.StringIO(), width=80)
     print_payload(Header("adder", 3, "manifest-hash", "base-hash"), encode(torch.ones(64)), 100, console)
