@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Literal
 
 from fgrpo.show import remedies
-from fgrpo.show.changes import mean_change
+from fgrpo.show.changes import Change, mean_change
 from fgrpo.show.evidence import Evidence, arrow, listed, percents, span
 from fgrpo.show.standing import EQUAL, Cause, Lag, unasked
 from fgrpo.show.summary import RunSummary
@@ -140,7 +140,7 @@ def _equal_in_words(run: Evidence, equal: float) -> str:
 
 def _reward_without_accuracy(run: Evidence) -> Finding | None:
     ups = [client for client in run.accuracy if client in run.rewards and run.rewards[client].up]
-    if run.mean_accuracy is None or not run.mean_accuracy.not_up or not ups or len(ups) < len(run.accuracy) / 2:
+    if run.mean_accuracy is None or not _flat(run.mean_accuracy) or not ups or len(ups) < len(run.accuracy) / 2:
         return None
     evidence = [*run.accuracy_in_words(), listed(map(run.reward_in_words, ups))]
     return Finding(
@@ -232,12 +232,17 @@ def _stalled_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:
 
 
 def _reward_without_accuracy_at_clients(run: Evidence, of_run: Kind) -> Iterator[Finding]:
-    not_up = [client for client, change in run.accuracy.items() if change.not_up and change.after < _SOLVED]
+    not_up = [client for client, change in run.accuracy.items() if _flat(change) and change.after < _SOLVED]
     found = [client for client in not_up if client in run.rewards and run.rewards[client].up]
     if found and of_run != "reward without accuracy":
         evidence = [f"{run.reward_in_words(client)}, accuracy {percents(run.accuracy[client])}" for client in found]
         says = f"Reward goes up while accuracy does not at {named(found)}."
         yield Finding("reward without accuracy", says, listed(evidence), remedies.gamed(run))
+
+
+def _flat(change: Change) -> bool:
+    """Whether it did not rise, and so few prompts cannot be why that was not seen."""
+    return change.not_up and (change.difference <= 0 or 2 * change.error <= _COARSE)
 
 
 def _carried(run: Evidence, of_run: Kind) -> Iterator[Finding]:

@@ -281,6 +281,14 @@ def test_the_runs_own_test_set_is_evidence():
     assert "test set 25.0% → 50.0% (+25.0" in verdict(replace(summary, test_set=measured))[0].evidence
 
 
+@pytest.mark.parametrize(("prompts", "said"), [(8, False), (400, True)])
+def test_reward_without_accuracy_is_not_said_of_a_rise_that_few_prompts_cannot_tell(prompts, said):
+    summary = made_up({"a": GOOD, "b": GOOD})
+    measured = {n: Evaluation("b", n, prompts, accuracy, accuracy) for n, accuracy in ((0, 0.25), (12, 0.26))}
+    findings = verdict(replace(summary, evaluations={**summary.evaluations, "b": measured}))
+    assert any("Reward goes up" in finding.says for finding in findings) == said
+
+
 def test_chance_is_no_change():
     same = accuracy_change(Evaluation("a", 0, 64, 0.5, 0.5), Evaluation("a", 1, 64, 0.62, 0.5))
     assert not same.up
