@@ -16,6 +16,8 @@ from fgrpo_kernels.bench.results import Record, ResultFile
 from fgrpo_kernels.bench.runner import measure, settings
 from fgrpo_kernels.bench.shapes import MODELS
 
+BUSY = 0.75  # processes that wait to run, a core
+
 
 def bench(names: Sequence[str], options: Options, device: str | None) -> int:
     """Measure the ops, each on `device`, or on every kind of device that the machine has where None; return 1 if a
@@ -36,6 +38,8 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
                 head["device"] += f", ours held to {options.simd}"
             file = ResultFile(name, head, op=name, settings=settings(options))
             print(f"\n{name} on {head['device']}, {options.threads} threads")
+            if not written and (busy := busy_with(head)):
+                print(busy)
             for record in measure(cases, options):
                 file.add(record)
                 print(f"  {line(record)}", flush=True)
@@ -46,6 +50,16 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
     for path in written:
         print(f"written: {path}")
     return 1 if wrong else 0
+
+
+def busy_with(head: Record) -> str | None:
+    """What to know of a machine that was busy before anything was measured; None for a quiet one."""
+    if head["load"] <= BUSY * head["cores"]:
+        return None
+    return (
+        f"load {head['load']:.1f} on {head['cores']} cores: something else runs here; on a quiet machine times are "
+        "shorter and ratios narrower"
+    )
 
 
 def devices() -> list[str]:

@@ -18,6 +18,7 @@ from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.packages import whereabouts
 from fgrpo_kernels.bench.results import ResultFile, load
 from fgrpo_kernels.bench.runner import measure
+from fgrpo_kernels.bench.session import busy_with
 from fgrpo_kernels.bench.shapes import MODELS
 
 HEADER = {"device": "A CPU, 2 cores", "date": "2026-12-01T10:00:00+00:00", "commit": "0123456789"}
@@ -256,3 +257,9 @@ def test_an_op_for_a_gpu_is_left_out_of_a_run_on_the_cpu(tmp_path, monkeypatch, 
     assert main(["device_codec", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "device_codec on cpu: needs a GPU\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.4, False), (1.4, False), (1.6, True)])
+def test_a_busy_machine_is_told(load, told):
+    said = busy_with({"load": load, "cores": 2})
+    assert (said is not None and said.startswith("load 1.6 on 2 cores")) == told
