@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -23,7 +24,11 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
     """Measure the ops, each on `device`, or on every kind of device that the machine has where None; return 1 if a
     contender gave a wrong result, else 0."""
     torch.set_num_threads(options.threads)
-    _C.use_simd(options.simd or _C.simd_levels()[-1])
+    with held_to(options.simd):
+        return _bench(names, options, device)
+
+
+def _bench(names: Sequence[str], options: Options, device: str | None) -> int:
     written, wrong = [], 0
     for chosen in [device] if device else devices():
         options = dataclasses.replace(options, device=chosen)
@@ -50,6 +55,17 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
     for path in written:
         print(f"written: {path}")
     return 1 if wrong else 0
+
+
+@contextmanager
+def held_to(simd: str | None) -> Iterator[None]:
+    """Within, our C++ keeps to an instruction set; None leaves it as it is."""
+    before = None if simd is None else _C.use_simd(simd)
+    try:
+        yield
+    finally:
+        if before is not None:
+            _C.use_simd(before)
 
 
 def busy_with(head: Record) -> str | None:

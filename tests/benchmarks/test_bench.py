@@ -263,3 +263,16 @@ def test_an_op_for_a_gpu_is_left_out_of_a_run_on_the_cpu(tmp_path, monkeypatch, 
 def test_a_busy_machine_is_told(load, told):
     said = busy_with({"load": load, "cores": 2})
     assert (said is not None and said.startswith("load 1.6 on 2 cores")) == told
+
+
+def test_ours_is_held_to_an_instruction_set_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    widest = _C.simd_levels()[-1]
+    options = ["--parameters", "256", "--rounds", "1", "--against", "eager", "--only", "int8, block 64"]
+    assert main(["aggregate", *options, "--simd", "baseline"]) == 0
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content["header"]["device"].endswith(", ours held to baseline")
+    assert content["settings"]["simd"] == "baseline"
+    assert not any("headline" in record for record in content["results"])
+    assert _C.use_simd(widest) == widest, "what was in use before is again"
