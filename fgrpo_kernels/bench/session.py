@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,8 @@ def bench(names: Sequence[str], options: Options, device: str | None) -> int:
 
 
 def _bench(names: Sequence[str], options: Options, device: str | None) -> int:
-    written, wrong = [], 0
+    written: list[Path] = []
+    wrong = 0
     for chosen in [device] if device else devices():
         options = dataclasses.replace(options, device=chosen)
         for name in names:
