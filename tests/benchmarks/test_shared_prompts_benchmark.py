@@ -5,6 +5,7 @@ import json
 import runpy
 import sys
 from contextlib import redirect_stdout
+from itertools import count
 from types import SimpleNamespace
 
 import bench_shared_prompts
@@ -31,7 +32,9 @@ def main(monkeypatch, tmp_path):
     return run
 
 
-def test_both_ways_compute_the_same(main, tmp_path):
+def test_both_ways_compute_the_same(main, monkeypatch, tmp_path):
+    peaks = count(100.0, 10.0)  # of processes that begin afresh, which this one does not
+    monkeypatch.setattr(bench_shared_prompts, "_peak_mib", lambda: next(peaks))
     status, printed = main([*SIZES, "--repetitions", "1"])
     assert status == 0
     assert "shared prompts: " in printed
@@ -39,6 +42,13 @@ def test_both_ways_compute_the_same(main, tmp_path):
     shared, apart = json.loads(path.read_text())["results"]
     assert [run["tokens"] for run in (*shared["repetitions"], *apart["repetitions"])] == [12 + 2 * 2, 2 * (12 + 2)]
     assert "one row a sequence" in shared["headline"]["against"]
+    assert "1.00 of its memory" in shared["headline"]["against"]
+
+
+def test_the_peak_is_this_processs():
+    before = bench_shared_prompts._peak_mib()
+    held = bytearray(b"x" * (200 << 20))
+    assert max(before, len(held) / 2**20) <= bench_shared_prompts._peak_mib() < before + 500
 
 
 def test_ways_that_differ_give_no_ratio(main, monkeypatch, tmp_path):
