@@ -202,22 +202,6 @@ def test_one_op_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "none: eager" in shown
 
 
-def test_figures_of_a_lesser_processor_say_so(tmp_path, monkeypatch):
-    """And are no headline."""
-    monkeypatch.setenv("OUT", str(tmp_path))
-    lowest = _C.simd_levels()[0]
-    options = ("--simd", lowest, "--parameters", "256", "--rounds", "1", "--against", "eager", "--only", "8 clients")
-    try:
-        assert main(["gram", *options]) == 0
-    finally:
-        _C.use_simd(_C.simd_levels()[-1])
-    (path,) = tmp_path.iterdir()
-    content = json.loads(path.read_text())
-    assert content["header"]["device"].endswith(f", ours held to {lowest}")
-    assert content["results"]
-    assert not any("headline" in record for record in content["results"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
