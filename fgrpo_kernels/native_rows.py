@@ -67,14 +67,6 @@ def write_gradient(
     )
 
 
-def empty_like(logits: Tensor) -> Tensor:
-    """New contiguous memory, on large pages if it is the CPU's: the faults of small ones take longer than writing."""
-    new = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    if serves_any and new.device.type == "cpu" and type(new) is Tensor:  # not one that only stands for memory
-        _C.prefer_large_pages(new.data_ptr(), new.nbytes)
-    return new
-
-
 def _starts(x: Tensor, rows_n: Tensor | None) -> Tensor:
     """int64 `[n]`: where rows of `x` `[..., V]` start, in items, whatever its strides."""
     if rows_n is None:

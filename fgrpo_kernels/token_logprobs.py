@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgrpo_kernels import native_rows, reference
+from fgrpo_kernels import reference
 from fgrpo_kernels.checks import check_floating, check_positive, check_rows, check_targets, check_tensors
 from fgrpo_kernels.chunked_rows import chunked_backward_, chunked_forward
 from fgrpo_kernels.derivatives import as_constant, first_derivative_only, needs_reference
@@ -182,7 +182,7 @@ def _backward(
         grad_logits = logits.detach()
         token_logprobs_backward_inplace(grad_logits, *arguments[1:])
     else:
-        grad_logits = native_rows.empty_like(logits)
+        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         _write_gradient(grad_logits, *arguments)
     return grad_logits, None, None, None, None, None
 
