@@ -203,18 +203,6 @@ void row_gradients_at(const RowsTuple& logits, std::uintptr_t targets, double te
                   num_threads);
 }
 
-// Advice for new memory that is about to be written whole: on small pages, the page faults take longer than
-// the codec. Where the system does not take advice, nothing changes.
-void prefer_large_pages(std::uintptr_t start, std::size_t bytes) {
-#if defined(__linux__)
-    const std::uintptr_t end = start + bytes, page = page_bytes();
-    const std::uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-    (void)start, (void)bytes;
-#endif
-}
-
 }  // namespace
 }  // namespace fgrpo
 
@@ -253,7 +241,6 @@ PYBIND11_MODULE(_C, module) {
     module.def("row_gradients", &row_gradients_at, py::arg("logits"), py::arg("targets"),
                py::arg("temperature"), py::arg("statistics"), py::arg("grad_logp"), py::arg("grad_entropy"),
                py::arg("out"), py::arg("num_threads"));
-    module.def("prefer_large_pages", &prefer_large_pages, py::arg("start"), py::arg("bytes"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);
     module.def("use_simd", &use_simd);

@@ -26,7 +26,6 @@ from torch import Tensor
 from fgrpo_kernels import _C
 from fgrpo_kernels.codec.buffers import (
     buffer_of,
-    new_tensor,
     output_tensor,
     require_flat,
     require_int,
@@ -290,7 +289,7 @@ def _refuse_threads(function: str, num_threads: int | None) -> None:
 def _encoded_like(out: Encoded | None, codec: Codec, block: int, size: int, device: torch.device) -> Encoded:
     """`out` if it has this format and size and is on the device, or a new payload that does."""
     if out is None:
-        codes = new_tensor(_C.code_bytes(codec, block, size), torch.uint8, device)
+        codes = torch.empty(_C.code_bytes(codec, block, size), dtype=torch.uint8, device=device)
         scales = torch.empty(_C.scale_count(codec, block, size), dtype=torch.bfloat16, device=device)
         return Encoded(codes, scales, codec, block, size)
     if not isinstance(out, Encoded):

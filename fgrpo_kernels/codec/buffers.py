@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgrpo_kernels import _C
 from fgrpo_kernels.dispatch import DEVICES, HAS_TRITON
 
 # Formats of the buffer protocol.
 _FORMATS = {torch.float64: "d", torch.float32: "f", torch.bfloat16: "H", torch.uint8: "B"}
-_LARGE = 1 << 22  # bytes; two of the usual large pages
 _WRITABLE = 0x200  # PyBUF_WRITE
 _memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
@@ -87,18 +85,11 @@ def _tensor_over(array: Any) -> Tensor:
         return torch.from_numpy(array)
 
 
-def new_tensor(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    tensor = torch.empty(size, dtype=dtype, device=device)
-    if tensor.nbytes >= _LARGE and device.type == "cpu":
-        _C.prefer_large_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
-
-
 def output_tensor(function: str, out: Tensor | None, size: int, device: torch.device | None = None) -> Tensor:
     """`out` if it fits, or a new tensor; `device` None is the CPU."""
     device = device or torch.device("cpu")
     if out is None:
-        return new_tensor(size, torch.float32, device)
+        return torch.empty(size, dtype=torch.float32, device=device)
     if not isinstance(out, Tensor):
         raise TypeError(f"{function}: out must be a tensor, got {type(out).__name__}")
     out = require_writable(f"{function}: out", out)
