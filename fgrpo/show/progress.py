@@ -21,6 +21,7 @@ from fgrpo.show.tables import label_counts, row_count
 from fgrpo.show.text import byte_size, number, percent, printable, seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
+_LEGEND = "each round: seconds, bytes sent up, accuracy; each client's mean reward (weight)"
 _TREND_ROUNDS = 16
 _ROWS = 16  # clients that the live table shows
 _RESULTS = 16  # clients that a round's line names
@@ -137,8 +138,7 @@ class Progress:
             more = len(summary.weights) - len(results)
             self._print_round(head, evaluations, [*results, *([f"and {more} more"] if more else [])])
         if not reports and evaluations:
-            self._print_round(["before training"], evaluations, [])
-            self._print(Text("each round: seconds, bytes sent up, accuracy; each client's mean reward (weight)"))
+            self._print_round(["before training"], evaluations, [], f"\n{_LEGEND}")
 
     def _print_data(self, data: list[ClientData]) -> None:
         if any(client.rows for client in data):
@@ -162,7 +162,7 @@ class Progress:
                 line = f"round {report.round}: {report.client}: {report.reward_failures} rewards failed; the first: "
                 self._print(Text(self._plain(line + report.reward_failure), style="yellow"))
 
-    def _print_round(self, head: list[str], evaluations: list[Evaluation], results: list[str]) -> None:
+    def _print_round(self, head: list[str], evaluations: list[Evaluation], results: list[str], below: str = "") -> None:
         scored = [evaluation for evaluation in evaluations if evaluation.unscored < evaluation.prompts]
         of_clients = [evaluation.accuracy for evaluation in scored if evaluation.client != TEST_SET]
         on_test_set = [evaluation.accuracy for evaluation in scored if evaluation.client == TEST_SET]
@@ -172,13 +172,15 @@ class Progress:
             asked = sum(evaluation.prompts for evaluation in evaluations)
             head = [*head, f"no reward could be told for {unscored} of {asked} answers"]
         if not self._live.is_started:
-            self._print(Text("  ".join(head + results)))
+            self._print(Text("  ".join(head + results) + below))
             return
         line = Table.grid(padding=(0, 2))
         line.add_column(no_wrap=True)
         line.add_column()
         line.add_row(Text("  ".join(head)), Columns([Text(result) for result in results], padding=(0, 2)))
         self._print(line)
+        if below:
+            self._print(Text(below.strip()))
 
     def _print(self, what: Text | Table) -> None:
         self._console.print(what, soft_wrap=not self._live.is_started, highlight=False)

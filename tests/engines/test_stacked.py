@@ -88,9 +88,9 @@ def start(policy):
     """Global parameters as after some rounds: peft's second matrices are 0 at first, and hide the first ones.
 
     Adam divides a gradient by its own size, so one that is all rounding moves as far as any other. The seed is one for
-    which there are few such: a fifth of the tolerance.
+    which there are few such: a quarter of the tolerance.
     """
-    return 0.05 * torch.randn(Manifest.of(policy.model).size, generator=torch.Generator().manual_seed(1))
+    return 0.05 * torch.randn(Manifest.of(policy.model).size, generator=torch.Generator().manual_seed(6))
 
 
 def assert_alike(found, expected):
