@@ -10,11 +10,12 @@ from statistics import fmean
 from types import TracebackType
 from typing import Protocol
 
+from fgrpo.interrupts import held_back
 from fgrpo.records import TEST_SET, Evaluation, Record, Report, RoundSummary
 
 
 class Sink(Protocol):
-    """Where curves are drawn. A context manager, as most of them buffer."""
+    """Where curves are drawn. A context manager, as most of them buffer. Never interrupted, as they have threads."""
 
     def write(self, round_number: int, values: dict[str, float], texts: dict[str, str]) -> None:
         """Add one round; rounds come in order, and those before a resumed run's present ones come again."""
@@ -39,7 +40,7 @@ class CurveWriter:
         self._gathered: list[Record] = []
 
     def __enter__(self) -> CurveWriter:
-        with ExitStack() as stack:
+        with held_back(), ExitStack() as stack:
             for sink in self._sinks:
                 stack.enter_context(sink)
             for number, records in groupby(self._past, lambda record: record.round):
@@ -50,12 +51,13 @@ class CurveWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._open:
+        with held_back(), self._open:
             self._flush()
 
     def stage(self, who: str, stage: str) -> None:
         # A round's records come in one go once it is on disk, so the next stage means that they are complete.
-        self._flush()
+        with held_back():
+            self._flush()
 
     def record(self, record: Record) -> None:
         self._gathered.append(record)

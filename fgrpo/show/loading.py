@@ -17,7 +17,7 @@ class Loading:
     """Speaks from its start until it ends, or until something else is about to speak (`until`)."""
 
     def __init__(self, what: object) -> None:
-        self._what, self._over = what, threading.Event()
+        self._what, self._over = what, False
 
     def __enter__(self) -> Loading:
         print(f"loading {self._what} ...", flush=True)
@@ -27,17 +27,21 @@ class Loading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._over = True
 
     def until(self, start: Callable[..., Result]) -> Callable[..., Result]:
         """Return the same function, before which this falls silent."""
 
         def started(*arguments: object) -> Result:
-            self._over.set()
+            self._over = True
             return start(*arguments)
 
         return started
 
     def _speak(self, began: float) -> None:
-        while not self._over.wait(_EVERY):
+        # No event, which Ctrl-C at the wrong moment could leave locked; and nobody waits for this thread.
+        while True:
+            time.sleep(_EVERY)
+            if self._over:
+                return
             print(f"  {time.monotonic() - began:.0f} s", flush=True)

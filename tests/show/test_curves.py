@@ -1,5 +1,6 @@
 """The curves of a run: read back as TensorBoard reads them, and as wandb's and trackio's interface is given them."""
 
+import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -190,3 +191,20 @@ def test_a_tracker_that_is_missing_or_refuses_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
     with ExitStack() as stack, pytest.raises(RunError, match=r"^report_to: wandb cannot start a run: no API key$"):
         stack.enter_context(curve_writer(Config(report_to=["wandb"]), folder))
+
+
+def test_an_interrupt_waits_until_the_curves_are_written(folder, monkeypatch):
+    class Interrupted(Library):
+        def log(self, values, step):
+            signal.raise_signal(signal.SIGINT)
+            super().log(values, step)
+
+    library = Interrupted()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    with curve_writer(Config(report_to=["wandb"]), folder) as writer:
+        for record in records(1):
+            writer.record(record)
+        with pytest.raises(KeyboardInterrupt):
+            writer.stage("server", "clients")
+    assert [step for step, _ in library.steps] == [1]
+    assert library.finished == 1
