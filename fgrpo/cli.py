@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgrpo import __version__
 from fgrpo.errors import FgrpoError, Interrupted
+from fgrpo.nearest import did_you_mean
 from fgrpo.quiet import be_quiet
 from fgrpo.show.loading import Loading
 
@@ -82,7 +83,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     flower = add("flower", _flower, "", "many machines: `fgrpo flower init DIR` writes an app for Flower's `flwr run`")
     flower.add_argument("action", choices=["init"])
     flower.add_argument("folder", metavar="DIR", type=Path)
-    arguments, overrides = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        parser.error(f"there is no command '{words[0]}'{did_you_mean(words[0], commands.choices)} (see fgrpo --help)")
+    arguments, overrides = parser.parse_known_args(words)
     return parser, arguments, overrides
 
 

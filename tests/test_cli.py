@@ -262,6 +262,14 @@ finally:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(("word", "near"), [("trian", "; did you mean 'train'?"), ("zzz", "")])
+def test_an_unknown_command_is_one_line_with_the_nearest(word, near, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([word, "config.yaml"])
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint == f"fgrpo: error: there is no command '{word}'{near} (see fgrpo --help)"
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])
