@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -17,7 +17,7 @@ from fgrpo import yaml_text
 from fgrpo.checks import check
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
-from fgrpo.nearest import did_you_mean, nearest
+from fgrpo.mistakes import one_line
 from fgrpo.paths import found_from, found_here_or_from, seen_from
 
 
@@ -55,7 +55,7 @@ def make_config(
     try:
         config = parser.instantiate(parser.parse_object(_without_nulls(keys, Config)))
     except ArgumentError as error:
-        line = _one_line(str(error))
+        line = one_line(str(error), keys)
         about = re.match(r"(?:unknown key ')?([\w.]+)", line)
         of_option = about is not None and any(f"{key}.".startswith(f"{about[1]}.") for key, _ in options)
         raise ConfigError(line if of_option else f"configuration {source}: {line}") from None
@@ -76,7 +76,7 @@ def read_keys(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"configuration {path}: not a text file") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path}: {_one_line(str(error))}") from None
+        raise ConfigError(f"configuration {path}: {one_line(str(error))}") from None
     if not isinstance(loaded, dict | None):
         raise ConfigError(f"configuration {path}: it holds {loaded!r:.60}, expected keys and their values")
     return loaded or {}
@@ -111,7 +111,7 @@ def _set(keys: dict[str, Any], key: str, value: str) -> None:
         kind = yaml_text.kind_of(kind, last)
         keys[last] = _over(keys.get(last), yaml_text.load_value(value, kind), kind)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {_one_line(str(error))}") from None
+        raise ConfigError(f"{key}: {one_line(str(error))}") from None
 
 
 def _over(old: Any, new: Any, kind: Any) -> Any:
@@ -125,17 +125,22 @@ def _over(old: Any, new: Any, kind: Any) -> Any:
 
 
 def _without_nulls(value: Any, kind: Any, key: str = "") -> Any:
-    """Return keys with nothing set in a section that is empty; raise ConfigError for a null that says nothing else."""
+    """Return keys with nothing set in a section that is empty; raise ArgumentError for a null that says nothing else.
+
+    And for a section that holds a value instead of keys, which jsonargparse answers with an error of its own.
+    """
     if isinstance(value, dict):
         inner = {name: (yaml_text.kind_of(kind, name), f"{key}.{name}".lstrip(".")) for name in value}
         return {name: _without_nulls(x, *inner[name]) for name, x in value.items()}
     if isinstance(value, list):
         return [_without_nulls(x, yaml_text.item_of(kind), key) for x in value]
     if value is not None or kind is Any or NoneType in get_args(kind):
+        if value is not None and all(map(is_dataclass, yaml_text.alternatives(kind))):
+            raise ArgumentError(None, f"{key}: expected keys and their values, got {value!r:.60}")
         return value
     if yaml_text.is_section(kind) or get_origin(kind) is dict:
         return {}
-    raise ConfigError(f"{key} is null, expected a value")
+    raise ArgumentError(None, f"{key} is null, expected a value")
 
 
 def config_parser() -> ArgumentParser:
@@ -149,76 +154,3 @@ def to_yaml(config: Config, folder: Path | None = None) -> str:
     """Return a configuration as YAML that `read_config` reads back, in this folder or, if None, in the working one."""
     keys = asdict(config)
     return yaml.safe_dump(keys if folder is None else seen_from(keys, folder), sort_keys=False)
-
-
-_TIDIED = [
-    (r' in "<unicode string>"', ""),
-    (r'Parser key "([\w.]+)":', r"\1:"),
-    (r"Problem with given class_path '[\w.]+': ", ""),
-    (r"Does not validate against any of .*? Errors: - (.*?) - Expected a .*NoneType.*", r"\1"),
-    (r"Expected an? <class '([\w.]+)'>", r"expected \1"),
-    (r"Expected an? typing\.Literal", "expected one of "),
-    (r"\. Got value:", ", got"),
-    (r"unrecognized arguments: (--[\w.]+).*", r"unknown key '\1'"),
-    (r"Group '(\w+)' does not accept option '(\w+)'", r"unknown key '\1.\2'"),
-    (r"Option '([\w.]+)' is not accepted", r"unknown key '\1'"),
-]
-
-
-def _one_line(message: str) -> str:
-    """Return jsonargparse's message as one line, with the nearest known key where one is unknown."""
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    for pattern, replacement in _TIDIED:
-        line = re.sub(pattern, replacement, line)
-    unknown = re.search(r"unknown key '(?:--)?([\w.]+)'", line)
-    if unknown is None:
-        return line
-    within = not line.startswith("unknown key")  # of a section that the line names
-    return line + (did_you_mean(unknown[1], _last_names()) if within else _nearest_key(unknown[1]))
-
-
-# Names that users of TRL, transformers and Flower know, and the keys here.
-_ELSEWHERE = {
-    "learning_rate": "train.lr",
-    "num_generations": "rollout.group_size",
-    "max_completion_length": "rollout.max_new_tokens",
-    "per_device_train_batch_size": "rollout.prompts_per_step",
-    "num_iterations": "train.updates_per_rollout",
-    "gradient_accumulation_steps": "train.minibatches",
-    "epsilon": "train.clip_low",
-    "epsilon_high": "train.clip_high",
-    "loss_type": "train.reduction",
-    "scale_rewards": "train.advantage_scale",
-    "max_steps": "rounds",
-    "num_train_epochs": "rounds",
-    "num_rounds": "rounds",
-    "num_server_rounds": "rounds",
-    "fraction_fit": "participation.fraction",
-    "fraction_train": "participation.fraction",
-    "proximal_mu": "train.proximal",
-    "model_name_or_path": "model",
-}
-
-
-def _nearest_key(word: str) -> str:
-    last = word.rpartition(".")[2]
-    if last in _ELSEWHERE:
-        return f"; it is {_ELSEWHERE[last]} here"
-    known = dict.fromkeys(_paths(Config, ""))
-    named = [path for path in known if path.rpartition(".")[2] == last and path != word]
-    near = nearest(word, {*known, *(path.rpartition(".")[2] for path in known)})
-    if not named and near is not None:
-        named = [near] if near in known else [path for path in known if path.rpartition(".")[2] == near]
-    return f"; did you mean {' or '.join(repr(path) for path in named[:3])}?" if named else ""
-
-
-def _last_names() -> Iterator[str]:
-    yield from (path.rpartition(".")[2] for path in _paths(Config, ""))
-
-
-def _paths(kind: type, prefix: str) -> Iterator[str]:
-    for name, hint in get_type_hints(kind).items():
-        yield prefix + name
-        for inner in (hint, *get_args(hint), *(a for arg in get_args(hint) for a in get_args(arg))):
-            if isinstance(inner, type) and is_dataclass(inner):
-                yield from _paths(inner, f"{prefix}{name}.")

@@ -4,7 +4,8 @@ import pytest
 
 from fgrpo.config import Config
 from fgrpo.errors import ConfigError
-from fgrpo.settings import _ELSEWHERE, _paths, config_parser, read_config, to_yaml
+from fgrpo.mistakes import _ELSEWHERE, _paths
+from fgrpo.settings import config_parser, read_config, to_yaml
 
 YAML = """
 clients:
@@ -44,8 +45,13 @@ def test_yaml_round_trip(path, tmp_path):
         pytest.param(["--train.lrr", "1"], ["train.lrr", "did you mean 'train.lr'"], id="unknown-key"),
         pytest.param(["--roundz=1"], ["roundz", "did you mean 'rounds'"], id="unknown-top-level-key"),
         pytest.param(["--lora.rnk", "1"], ["rnk", "did you mean 'rank'"], id="unknown-key-of-an-option"),
-        pytest.param(["--train.lr", "fast"], ["train.lr", "float", "fast"], id="wrong-type"),
+        pytest.param(["--train.lr", "fast"], ["train.lr", "a number", "fast"], id="wrong-type"),
         pytest.param(["--codec.codec", "int3"], ["codec.codec", "int4", "int3"], id="wrong-choice"),
+        pytest.param(["--server.step", "x"], ["server.step: expected one of", "'decay'", "got x"], id="choice-or-null"),
+        pytest.param(["--engine.workers", "x"], ["workers: expected a whole number, got x"], id="type-or-null"),
+        pytest.param(["--participation.fraction", "x"], ["fraction: expected a number, got x"], id="inner"),
+        pytest.param(["--rollout", "7"], ["rollout: expected keys and their values, got 7"], id="no-section"),
+        pytest.param(["--clients.sums.tasks", "3"], ["clients.sums.tasks: expected a list, got 3"], id="of-a-client"),
         pytest.param(["--rounds"], ["rounds", "expected a value"], id="no-value"),
         pytest.param(["rounds=1"], ["rounds=1", "expected --key value"], id="no-dashes"),
         pytest.param(["--rounds", "0"], ["rounds", "got 0", "at least 1"], id="out-of-range"),
@@ -81,6 +87,13 @@ def test_what_other_libraries_call_it_is_a_key_here():
             id="in-a-task",
         ),
         pytest.param("clients: {a: [1", ["parsing"], id="not-yaml"),
+        pytest.param(
+            "clients: {a: {tasks: []}, b: {tasks: [], reward_scale: x}}",
+            ["clients.b.reward_scale: expected a number, got x"],
+            id="whose",
+        ),
+        pytest.param("clients: {a: {tasks: [{foo: 1}]}}", ["clients.a.tasks: unknown key 'foo'"], id="whose-key"),
+        pytest.param("partition: 3", ["config.yaml: partition: expected keys"], id="no-section"),
         pytest.param("rounds:", ["rounds is null"], id="null"),
         pytest.param("model: null", ["model is null"], id="null-text"),
         pytest.param("clients: {a: {tasks: [{split: null}]}}", ["clients.a.tasks.split is null"], id="null-in-a-task"),
