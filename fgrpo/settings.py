@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -143,8 +144,9 @@ def _without_nulls(value: Any, kind: Any, key: str = "") -> Any:
     raise ArgumentError(None, f"{key} is null, expected a value")
 
 
+@cache
 def config_parser() -> ArgumentParser:
-    """Return the parser of every key of `Config`; its help lists them."""
+    """Return the parser of every key of `Config`; its help lists them. One for all, as it takes long to make."""
     parser = ArgumentParser(exit_on_error=False, prog="fgrpo train CONFIG")
     parser.add_class_arguments(Config, nested_key=None)
     return parser

@@ -1,11 +1,15 @@
-"""For all tests: the same random numbers whatever ran before, short garbage collections, and a small run."""
+"""For all tests: the same random numbers whatever ran before, short garbage collections, Ctrl-C, and a small run."""
 
 import gc
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them the programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
