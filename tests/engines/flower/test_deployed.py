@@ -21,7 +21,7 @@ from fgrpo.settings import make_config
 pytestmark = pytest.mark.slow
 
 KEYS = {
-    "rounds": 4,
+    "rounds": 2,
     "rollout.prompts_per_step": 16,
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 6,
@@ -76,15 +76,15 @@ def in_one_process(folder, rounds):
 
 def test_the_run_is_that_of_one_process_to_the_bit(federation, tmp_path):
     federation.start_run()
-    here = in_one_process(tmp_path / "run", rounds=4)
-    federation.finish(rounds=4)
+    here = in_one_process(tmp_path / "run", rounds=2)
+    federation.finish(rounds=2)
     there = RunFolder(federation.run)
     assert torch.equal(there.load().params_P, here.load().params_P)
     evaluations = [record for record in there.records() if isinstance(record, Evaluation)]
     assert evaluations == sorted(
         (record for record in here.records() if isinstance(record, Evaluation)), key=lambda one: (one.round, one.client)
     )
-    before, after = (sum(one.accuracy for one in evaluations if one.round == number) for number in (0, 4))
+    before, after = (sum(one.accuracy for one in evaluations if one.round == number) for number in (0, 2))
     assert after > before
     assert (federation.run / "model" / "model.safetensors").is_file()
 
@@ -126,15 +126,15 @@ def test_strangers_stay_outside(federation):
 
 
 def test_a_server_killed_within_a_round_plays_it_again_to_the_same_bits(federation, tmp_path):
-    federation.start_run(rounds=5)
-    until(lambda: "train message" in federation.log("speller").partition("ROUND 5]")[2], lambda: federation.log("link"))
+    federation.start_run(rounds=3)
+    until(lambda: "train message" in federation.log("speller").partition("ROUND 3]")[2], lambda: federation.log("link"))
     federation.kill("link")
-    assert federation.rounds()[-1] == 4
+    assert federation.rounds()[-1] == 2
     federation.start_link()
     time.sleep(1)
-    federation.start_run(rounds=5)
-    federation.finish(rounds=5)
-    here, there = in_one_process(tmp_path / "run", rounds=5), RunFolder(federation.run)
+    federation.start_run(rounds=3)
+    federation.finish(rounds=3)
+    here, there = in_one_process(tmp_path / "run", rounds=3), RunFolder(federation.run)
     assert torch.equal(there.load().params_P, here.load().params_P)
     *_, last = [record for record in there.records() if isinstance(record, RoundSummary)]
     assert last.weights.keys() == CLIENTS.keys()
@@ -142,19 +142,19 @@ def test_a_server_killed_within_a_round_plays_it_again_to_the_same_bits(federati
 
 def test_nobodys_end_is_the_end_of_the_run(federation):
     """A node is killed, another loses its network, the server is killed: the run goes on with those that are left."""
-    federation.start_run(rounds=7, **{"flower.deadline": 30.0})
-    until(lambda: "train message" in federation.log("speller").partition("ROUND 6]")[2], lambda: federation.log("link"))
+    federation.start_run(rounds=5, **{"flower.deadline": 30.0})
+    until(lambda: "train message" in federation.log("speller").partition("ROUND 4]")[2], lambda: federation.log("link"))
     federation.kill("speller")
     federation.signal("divisor", signal.SIGSTOP)
-    until(lambda: 6 in federation.rounds(), lambda: federation.log("link"))
+    until(lambda: 4 in federation.rounds(), lambda: federation.log("link"))
     federation.kill("link")
     federation.signal("divisor", signal.SIGCONT)
     federation.start_link()
     time.sleep(1)
-    federation.start_run(rounds=7, **{"flower.deadline": 15.0})
-    federation.finish(rounds=7)
+    federation.start_run(rounds=5, **{"flower.deadline": 15.0})
+    federation.finish(rounds=5)
     folder = RunFolder(federation.run)
-    first, last = [record for record in folder.records() if isinstance(record, RoundSummary) and record.round > 5]
+    first, last = [record for record in folder.records() if isinstance(record, RoundSummary) and record.round > 3]
     assert first.quarantined["speller"].startswith("no answer within")
     assert first.quarantined["divisor"].startswith("no answer within")
     assert first.weights.keys() == {"adder"}
