@@ -22,7 +22,7 @@ from fgrpo_kernels.bench.tables import duration
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
-WARM_UP = {"cpu": 1, "gpu": 3}  # calls before anything is timed
+GPU_WARM_UP = 3  # calls before anything is timed, beyond the one that takes the memory
 
 
 def measure(cases: Iterable[Case], options: Options) -> Iterator[Record]:
@@ -74,9 +74,10 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
         record: Record = {"name": f"{case.name}: {name}", "contender": name, **context}
         try:
             run = prepare(case, name, data)
+            peak = peak_bytes(run, options.device)  # it warms up, too
             beside = [run] if our_run is None else [our_run, run]
             seconds = _seconds(beside, options, clock)
-            record |= _figures(case, seconds[-1], limits) | {"peak_bytes": peak_bytes(run, options.device)}
+            record |= _figures(case, seconds[-1], limits) | {"peak_bytes": peak}
             if case.describe is not None:
                 record |= case.describe(run())
             if our_run is None:
@@ -107,17 +108,26 @@ def _limits(case: Case, options: Options) -> Record:
 
 
 def _seconds(runs: list[Run], options: Options, clock: Clock) -> list[list[float]]:
-    """Seconds a call, a list for each of `runs`."""
+    """Seconds a call, a list for each of `runs`, each of which has been called before."""
     gc.collect()
-    for _ in range(WARM_UP["gpu" if options.on_gpu else "cpu"]):
-        once = [seconds[0] for seconds in clock.turns(runs, 1, [1] * len(runs))]
-    calls = [max(1, math.ceil(SHORTEST_TURN / seconds)) for seconds in once]
+    once = [1] * len(runs)
+    if options.on_gpu:
+        clock.turns(runs, GPU_WARM_UP, once)
+    first = clock.turns(runs, 1, once)
+    calls = _calls(first)
     if any(number > 1 for number in calls):  # the first calls of something short say little
-        once = [seconds[0] for seconds in clock.turns(runs, 1, calls)]
-        calls = [max(1, math.ceil(SHORTEST_TURN / seconds)) for seconds in once]
-    turn = sum(number * seconds for number, seconds in zip(calls, once, strict=True))
+        first = clock.turns(runs, 1, calls)
+        calls = _calls(first)
+    turn = sum(number * seconds[0] for number, seconds in zip(calls, first, strict=True))
     rounds = options.rounds or min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(options.seconds / turn)))
-    return clock.turns(runs, rounds, calls)
+    if calls != once:
+        return clock.turns(runs, rounds, calls)
+    return [[*one, *more] for one, more in zip(first, clock.turns(runs, rounds - 1, calls), strict=True)]
+
+
+def _calls(turns: list[list[float]]) -> list[int]:
+    """Calls that make a turn long enough, by the seconds of one call."""
+    return [max(1, math.ceil(SHORTEST_TURN / seconds)) for (seconds,) in turns]
 
 
 def _figures(case: Case, seconds: list[float], limits: Record) -> Record:
