@@ -14,7 +14,7 @@ import torch
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, package_of
 from fgrpo_kernels.bench.clock import Clock, clock_of
 from fgrpo_kernels.bench.limits import copy_bandwidth, matrix_rate
-from fgrpo_kernels.bench.memory import peak_bytes
+from fgrpo_kernels.bench.memory import keep_freed_memory, peak_bytes
 from fgrpo_kernels.bench.packages import how_to_get
 from fgrpo_kernels.bench.results import Record, failed
 from fgrpo_kernels.bench.shapes import dtype_of, name_of
@@ -54,6 +54,7 @@ def prepare(case: Case, name: str, data: Any) -> Run:
         WrongResultError: if what it computes is wrong.
         ImportError, NotHereError: if it cannot run on this machine.
     """
+    keep_freed_memory()
     make = case.contenders[name]
     case.check(make)
     return make(data)

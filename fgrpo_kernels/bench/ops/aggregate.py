@@ -1,7 +1,7 @@
 """The weighted mean of clients' deltas, straight from their codes.
 
-Rates are payloads times parameters a second. Ours writes to memory in use; "fgrpo, new memory" allocates its result, as
-the others do. Bytes that must move: payloads once, the result once.
+Rates are payloads times parameters a second, of 8 clients unless a case says otherwise. Bytes that must move: payloads
+once, the result once.
 
 K clients   P parameters
 """
@@ -44,7 +44,6 @@ def cases(options: Options) -> Iterator[Case]:
         for block in (BLOCK, 256):
             contenders = {
                 "fgrpo": ours(codec, block),
-                "fgrpo, new memory": ours(codec, block, new_memory=True),
                 **others.means(codec, block),
             }
             named = (
@@ -94,12 +93,10 @@ def case(
     )
 
 
-def ours(
-    codec: Codec, block: int = BLOCK, *, new_memory: bool = False, how: Callable[..., Tensor] = aggregate
-) -> Maker:  # fmt: skip
+def ours(codec: Codec, block: int = BLOCK, *, how: Callable[..., Tensor] = aggregate) -> Maker:
     def make(data: Deltas) -> Run:
         encodeds = [encode(delta, codec=codec, block=block) for delta in data.deltas]
-        out = None if new_memory else torch.zeros(data.size)
+        out = torch.zeros(data.size)
         return partial(how, encodeds, data.weights, out, num_threads=torch.get_num_threads())
 
     return make

@@ -1,8 +1,7 @@
 """A delta to codes and back.
 
-Ours writes to memory in use; "fgrpo, new memory" allocates its result, as the others do. FBGEMM and bitsandbytes have a
-scale a block as we do, piquant one for all values. Bytes that must move: operands and residual read, codes and residual
-written.
+FBGEMM and bitsandbytes have a scale a block as we do, piquant one for all values. Bytes that must move: operands and
+residual read, codes and residual written.
 
 P parameters
 """
@@ -58,7 +57,6 @@ def cases(options: Options) -> Iterator[Case]:
         for how in HOW:
             contenders = {
                 "fgrpo": ours(codec, how),
-                "fgrpo, new memory": ours(codec, how, new_memory=True),
                 **others.encoders(codec, how),
             }
             named = (
@@ -76,11 +74,11 @@ def cases(options: Options) -> Iterator[Case]:
         yield case(f"{codec}, decode", codec, contenders, _check_decode)
 
 
-def ours(codec: Codec, how: str, *, new_memory: bool = False) -> Maker:
+def ours(codec: Codec, how: str) -> Maker:
     settings: dict[str, Any] = {"codec": codec, **HOW[how]}
 
     def make(data: Deltas) -> Run:
-        out = None if new_memory else encode(data.deltas[0], **settings)
+        out = encode(data.deltas[0], **settings)
         threads = torch.get_num_threads()
         return lambda: Coded(encode(data.deltas[0], out=out, num_threads=threads, **settings), decode)
 
