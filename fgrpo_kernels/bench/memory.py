@@ -20,8 +20,7 @@ def keep_freed_memory() -> None:
     """Have the process keep what is freed, so that a contender that allocates its result writes to memory in use, too.
 
     By default glibc gives blocks above 32 MiB back to the system. A contender without an `out` is then timed mostly as
-    the system's zeroing of new pages: FBGEMM's mean of 8 deltas of 33.6M in int8 takes 58 ms, and 21 to 27 without it.
-    Does nothing without glibc.
+    the system's zeroing of new pages (docs/log.md has how much that was). Does nothing without glibc.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

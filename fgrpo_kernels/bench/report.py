@@ -40,7 +40,7 @@ the range of ours. The limit is what the bytes that must move take at the bandwi
 be made at the rate of a large one, whichever is longer; both are measured in the same run, just before. More than 100%
 means that a part came from the caches. Memory is the most that a call holds beyond its inputs, its result included.
 What is freed stays with the process, so that a contender that allocates its result writes to memory in use as well: by
-default glibc gives large blocks back, and the system zeroes new ones for each call: half of FBGEMM's time.
+default glibc gives large blocks back, and the system zeroes new ones for each call.
 `eager` is plain PyTorch as trainers write it, `compile` the same under torch.compile, `fbgemm` what torch has inside.
 """
 

@@ -22,7 +22,7 @@ from fgrpo_kernels.bench.tables import duration
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
-GPU_WARM_UP = 3  # calls before anything is timed, beyond the one that takes the memory
+GPU_WARM_UP = 3  # calls before anything is measured
 
 
 def measure(cases: Iterable[Case], options: Options) -> Iterator[Record]:
@@ -75,7 +75,9 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
         record: Record = {"name": f"{case.name}: {name}", "contender": name, **context}
         try:
             run = prepare(case, name, data)
-            peak = peak_bytes(run, options.device)  # it warms up, too
+            if options.on_gpu:  # what compiling takes is not the call's
+                clock.turns([run], GPU_WARM_UP, [1])
+            peak = peak_bytes(run, options.device)  # on a CPU this is what warms up
             beside = [run] if our_run is None else [our_run, run]
             seconds = _seconds(beside, options, clock)
             record |= _figures(case, seconds[-1], limits) | {"peak_bytes": peak}
@@ -112,8 +114,6 @@ def _seconds(runs: list[Run], options: Options, clock: Clock) -> list[list[float
     """Seconds a call, a list for each of `runs`, each of which has been called before."""
     gc.collect()
     once = [1] * len(runs)
-    if options.on_gpu:
-        clock.turns(runs, GPU_WARM_UP, once)
     first = clock.turns(runs, 1, once)
     calls = _calls(first)
     if any(number > 1 for number in calls):  # the first calls of something short say little

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 from itertools import count
 from types import ModuleType
@@ -260,3 +261,20 @@ def test_ours_is_held_to_an_instruction_set_and_says_so(tmp_path, monkeypatch):
     assert content["settings"]["simd"] == "baseline"
     assert not any("headline" in record for record in content["results"])
     assert _C.use_simd(widest) == widest, "what was in use before is again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_result_that_is_allocated_lands_in_memory_in_use():
+    code = (
+        "import resource, torch\n"
+        "from fgrpo_kernels.bench.memory import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.empty(2**24).fill_(1.0)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(*(faults() for _ in range(8)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, last = map(int, done.stdout.split())  # the heap takes a few calls to have its places
+    assert last < 32, "64 MiB are 16,384 pages, or 32 large ones"
