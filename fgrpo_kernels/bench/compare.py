@@ -1,24 +1,26 @@
-"""Whether ours became faster or slower between two runs, or whether nobody can tell.
+"""Whether ours became faster or slower between two runs, or whether nobody can tell; and whether a published ratio to
+another contender is found again.
 
 Two things look like a change and are none: the scatter of a run's own rounds, and a machine that was faster or busier
 the other time. The first is an interval about the ratio of the medians, from resampled rounds. For the second there are
 the other contenders, whose code is not ours: by how much their times moved together is the machine's part, and by how
-much they moved apart is what a change must exceed.
+much they moved apart is what a change must exceed. A ratio to another contender needs no such correction, as both were
+timed in turns.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fgrpo_kernels.bench import intervals
 from fgrpo_kernels.bench.case import package_of
 from fgrpo_kernels.bench.results import Record
+from fgrpo_kernels.bench.tables import times
 
-RESAMPLED = 2000
 FLOOR = math.log(1.02)  # less than this is not a change, however sharp
 UNKNOWN = math.log(1.05)  # the scatter between runs where no other contender shows it
 VERSIONS = ("device", "torch", "triton", "python")
@@ -63,6 +65,7 @@ def compare(a: Mapping[Path, Record], b: Mapping[Path, Record]) -> str:
         for key in keys:
             if package_of(key[2]) == "fgrpo":
                 lines.append(f"  {_line(judge(before[key], after[key], drift, scatter, key))}")
+        lines += [f"  {_again(key, before[key], after[key])}" for key in others if _paired(before[key], after[key])]
     return "\n".join(lines)
 
 
@@ -77,25 +80,12 @@ def machine(before: Sequence[float], after: Sequence[float]) -> tuple[float, flo
 
 
 def judge(before: Record, after: Record, drift: float, scatter: float, key: Key) -> Verdict:
-    low, high = (bound - drift for bound in _interval(before["seconds"], after["seconds"]))
+    low, high = (math.log(bound) - drift for bound in intervals.of_quotient(after["seconds"], before["seconds"]))
     ratio = math.log(after["median_s"] / before["median_s"]) - drift
     word = "faster" if high < -scatter else "slower" if low > scatter else "same"
     case = key[1] if key[2] == "fgrpo" else f"{key[1]}: {key[2]}"
     seconds = (before["median_s"], after["median_s"])
     return Verdict(key[0], case, seconds, math.exp(ratio), math.exp(low), math.exp(high), word)
-
-
-def _interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Where 95% of the logs of ratios of medians lie, of rounds drawn again with replacement."""
-    draw = random.Random(0)
-    logs = sorted(
-        math.log(_median_again(draw, after) / _median_again(draw, before)) for _ in range(RESAMPLED)
-    )  # fmt: skip
-    return logs[round(0.025 * RESAMPLED)], logs[round(0.975 * RESAMPLED) - 1]
-
-
-def _median_again(draw: random.Random, seconds: Sequence[float]) -> float:
-    return statistics.median(draw.choices(seconds, k=len(seconds)))
 
 
 def _line(verdict: Verdict) -> str:
@@ -104,6 +94,18 @@ def _line(verdict: Verdict) -> str:
         f"{verdict.case:60s} {a:10.4g} -> {b:10.4g} ms   {verdict.ratio:.2f} of it "
         f"({verdict.low:.2f} to {verdict.high:.2f}): {verdict.word}"
     )
+
+
+def _paired(*records: Record) -> bool:
+    return all("pairs" in record for record in records)
+
+
+def _again(key: Key, before: Record, after: Record) -> str:
+    """A ratio to ours, as it was and as it is."""
+    low, high = intervals.of_quotient(after["pairs"], before["pairs"])
+    word = "more" if math.log(low) > UNKNOWN else "less" if math.log(high) < -UNKNOWN else "found again"
+    name = f"{key[1]}: {key[2]}"
+    return f"{name:60s} {times(before)} -> {times(after)} times as long as ours: {word}"
 
 
 def _by_key(contents: Mapping[Path, Record]) -> dict[Key, Record]:

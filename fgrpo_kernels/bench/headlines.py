@@ -1,7 +1,7 @@
 """README's table of results: the headlines that benchmarks gave their own figures.
 
 A result with a `headline` is a line: `what` the thing measured and its size, `figure` a number with its unit, `against`
-the strongest contender of the same run and how much this is of it.
+the strongest contender of the same run and how much this is of it. Its op and its case are what repeats it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class Row(NamedTuple):
 
     date: str
     what: str
+    case: str
     figure: str
     against: str
     device: str
@@ -40,10 +41,11 @@ def table(found: list[Row], folder: str) -> str:
     """The rows as Markdown, each linked to its file in `folder`; nothing for none."""
     if not found:
         return ""
-    lines = ["| what | figure | against | device | date | commit |", "|---|---|---|---|---|---|"]
+    lines = ["| what | case | figure | against | measured |", "|---|---|---|---|---|"]
     for row in found:
+        measured = f"{row.device}; {row.date[:10]}, commit {row.commit}"
         what = f"[{row.what}]({folder}/{row.file})"
-        lines.append(f"| {what} | {row.figure} | {row.against} | {row.device} | {row.date} | {row.commit} |")
+        lines.append(f"| {what} | {row.case} | {row.figure} | {row.against} | {measured} |")
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +58,8 @@ def _rows_of(path: Path, content: Record) -> Iterator[Row]:
         headline, header = result["headline"], content["header"]
         what, figure, against = (_text(path, headline, key) for key in ("what", "figure", "against"))
         date, device, commit = (_text(path, header, key) for key in ("date", "device", "commit"))
-        yield Row(date[:10], what, figure, against, device, commit[:7], path.name)
+        case = f"{content['op']}: {result['case']}" if "op" in content else ""
+        yield Row(date, what, case, figure, against, device, commit[:7], path.name)
 
 
 def _text(path: Path, holder: dict[str, Any], key: str) -> str:

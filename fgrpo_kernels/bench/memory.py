@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import resource
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,6 +16,8 @@ import torch
 from fgrpo_kernels.bench.case import Run
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+SETTLED = 256  # page faults a call, 1 MiB
+MOST_CALLS = 8  # until then
 
 
 @cache
@@ -26,6 +31,24 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
+
+
+def settle(runs: Sequence[Run], seconds: float) -> None:
+    """Call each until it takes no new memory from the system, for at most `seconds` and `MOST_CALLS` calls each.
+
+    The heap needs some calls until a large block that was freed is found again.
+    """
+    for run in runs:
+        start = time.perf_counter()
+        for _ in range(MOST_CALLS):
+            before = _page_faults()
+            run()
+            if _page_faults() - before < SETTLED or time.perf_counter() - start > seconds:
+                break
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def peak_bytes(run: Run, device: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fgrpo_kernels.bench.case import package_of
-from fgrpo_kernels.bench.results import Record
+from fgrpo_kernels.bench.results import Record, by_age, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,11 @@ def of_op(op: str, contents: Mapping[Path, Record]) -> list[Picture]:
         return []
     draw, panels = _DRAWN[op]
     last: dict[str, Picture] = {}
-    for path, content in sorted(contents.items(), key=lambda item: item[1]["header"]["date"]):
+    for path, content in by_age(contents):
         of_round = path.name.startswith("round_") and "slopes" not in content
         if content.get("op", "round" if of_round else None) == op:
             title = f"{op}, {content['settings']['config']}," if of_round else op
-            name = path.stem.removesuffix("_" + content["header"]["date"][:10])
+            name = series(path)
             last[name] = Picture(f"{name}.png", f"{title} on {content['header']['device']}", content, draw, panels)
     return [last[name] for name in sorted(last)]
 

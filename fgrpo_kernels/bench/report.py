@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fgrpo_kernels.bench import headlines, plots, tables
 from fgrpo_kernels.bench.ops import OPS
-from fgrpo_kernels.bench.results import Record, load
+from fgrpo_kernels.bench.results import Record, by_age, load
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")
@@ -29,18 +29,19 @@ Written by `python -m fgrpo_kernels.bench report` from [benchmarks/results](../b
     make bench                                       # every op on this machine, in about 15 minutes
     python -m fgrpo_kernels.bench list               # ops, their cases and contenders, and which of them are here
     python -m fgrpo_kernels.bench grpo_loss --rows 8192 --model qwen3-8b --against eager,compile,trl,liger
-    python -m fgrpo_kernels.bench compare A B        # two files or folders of results: faster, slower, or the same
+    python -m fgrpo_kernels.bench compare A B        # of two files or folders: faster or slower, ratios found again or not
 
 `python` is the environment's (`source .venv/bin/activate`); `--only WORD` takes the cases with a word in their names.
 Rivals that are not installed are named with the command that installs them; all of them: `pip install -e '.[bench]'`.
 
 Every contender is checked first, and not timed if it is wrong. Then it is timed in turns with ours: a machine's speed
-changes within seconds, so "times as long" is the median of these pairs, and not a quotient of two medians. ± is half
-the range of ours. The limit is what the bytes that must move take at the bandwidth of a copy, or the products that must
-be made at the rate of a large one, whichever is longer; both are measured in the same run, just before. More than 100%
-means that a part came from the caches. Memory is the most that a call holds beyond its inputs, its result included.
-What is freed stays with the process, so that a contender that allocates its result writes to memory in use as well: by
-default glibc gives large blocks back, and the system zeroes new ones for each call.
+changes within seconds, so "times as long" is the median of these pairs, and not a quotient of two medians. In brackets
+is where that median lies, a 95% interval by the bootstrap over the pairs of this run; another run may place its memory
+otherwise. ± is half the range of ours. The limit is what the bytes that must move take at the bandwidth of a copy, or
+the products that must be made at the rate of a large one, whichever is longer; both are measured in the same run, just
+before. More than 100% means that a part came from the caches. Memory is the most that a call holds beyond its inputs,
+its result included. What is freed stays with the process, so that a contender that allocates its result writes to
+memory in use as well: by default glibc gives large blocks back, and the system zeroes new ones for each call.
 `eager` is plain PyTorch as trainers write it, `compile` the same under torch.compile, `fbgemm` what torch has inside.
 """
 
@@ -109,8 +110,7 @@ class Site:
 
     def _newest(self, op: str) -> list[Record]:
         """By the device's name."""
-        found = sorted((c for c in self.contents.values() if c.get("op") == op), key=lambda c: c["header"]["date"])
-        last = {content["header"]["device"]: content for content in found}
+        last = {c["header"]["device"]: c for _, c in by_age(self.contents) if c.get("op") == op}
         return [last[device] for device in sorted(last)]
 
     def _picture(self, picture: plots.Picture, page: Path) -> str:

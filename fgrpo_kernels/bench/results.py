@@ -1,6 +1,6 @@
 """Files of results: `<op>_<device>_<date>.json`, whole on disk after every record.
 
-The format is in `benchmarks/results/README.md` of the repository.
+The day's second is `..._<date>-2.json`. The format is in `benchmarks/results/README.md` of the repository.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ class ResultFile:
         device = re.sub(r"[^A-Za-z0-9]+", "-", header["device"]).strip("-")
         folder = folder or results_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{name}_{device}_{header['date'][:10]}.json"
+        stem = f"{name}_{device}_{header['date'][:10]}"
+        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        self.path = next(path for name in names if not (path := folder / f"{name}.json").exists())
         self.content: Record = {"header": header, **content, "results": []}
         self.write()
 
@@ -58,6 +61,21 @@ def save(name: str, header: Record, results: Sequence[Record], folder: Path | No
 def failed(name: str, reason: str, **context: Any) -> Record:
     """A contender that was not timed: it is not installed, ran out of memory, or gave a wrong result."""
     return {"name": name, **context, "not_measured": reason}
+
+
+def series(path: Path) -> str:
+    """What a file's name has in common with those of other days."""
+    return re.sub(r"_\d{4}-\d\d-\d\d(-\d+)?$", "", path.stem)
+
+
+def by_age(contents: Mapping[Path, Record]) -> list[tuple[Path, Record]]:
+    """The newest last; before all others those for which only some cases or contenders were chosen."""
+
+    def age(item: tuple[Path, Record]) -> tuple[bool, str]:
+        settings = item[1].get("settings", {})
+        return not (settings.get("only") or settings.get("against")), item[1]["header"]["date"]
+
+    return sorted(contents.items(), key=age)
 
 
 def load(paths: Iterable[Path]) -> dict[Path, Record]:

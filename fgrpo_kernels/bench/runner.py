@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from fgrpo_kernels.bench import intervals
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, package_of
 from fgrpo_kernels.bench.clock import Clock, clock_of
 from fgrpo_kernels.bench.limits import copy_bandwidth, matrix_rate
-from fgrpo_kernels.bench.memory import keep_freed_memory, peak_bytes
+from fgrpo_kernels.bench.memory import keep_freed_memory, peak_bytes, settle
 from fgrpo_kernels.bench.packages import how_to_get
 from fgrpo_kernels.bench.results import Record, failed
 from fgrpo_kernels.bench.shapes import dtype_of, name_of
-from fgrpo_kernels.bench.tables import duration
+from fgrpo_kernels.bench.tables import duration, times
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
@@ -79,6 +80,8 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
                 clock.turns([run], GPU_WARM_UP, [1])
             peak = peak_bytes(run, options.device)  # on a CPU this is what warms up
             beside = [run] if our_run is None else [our_run, run]
+            if not options.on_gpu:
+                settle(beside, options.seconds)
             seconds = _seconds(beside, options, clock)
             record |= _figures(case, seconds[-1], limits) | {"peak_bytes": peak}
             if case.describe is not None:
@@ -86,7 +89,7 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
             if our_run is None:
                 our_run, our_record = run, record
             else:
-                record["times_ours"] = _ratio(seconds[1], seconds[0])
+                record |= _beside(seconds[1], seconds[0])
         except Exception as error:
             record |= {"not_measured": _reason(name, error)}
             if our_run is None:
@@ -156,9 +159,10 @@ def _figures(case: Case, seconds: list[float], limits: Record) -> Record:
     return figures
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times as long they take: the median over the turns."""
-    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+def _beside(theirs: list[float], ours: list[float]) -> Record:
+    """How many times as long they take, round by round: the median, and where it lies."""
+    pairs = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {"times_ours": statistics.median(pairs), "times_ours_95": intervals.of_median(pairs), "pairs": pairs}
 
 
 def _give_headline(case: Case, ours: Record, records: list[Record]) -> None:
@@ -170,7 +174,7 @@ def _give_headline(case: Case, ours: Record, records: list[Record]) -> None:
     ours["headline"] = {
         "what": case.in_readme,
         "figure": _figure(ours),
-        "against": f"{fastest['contender']} {_figure(fastest)}, {fastest['times_ours']:.2f} times as long",
+        "against": f"{fastest['contender']} {_figure(fastest)}, {times(fastest)} times as long",
     }
 
 

@@ -17,6 +17,7 @@ from fgrpo_kernels.bench.packages import DISTRIBUTIONS, PACKAGES, whereabouts
 from fgrpo_kernels.bench.results import Record, ResultFile
 from fgrpo_kernels.bench.runner import measure, settings
 from fgrpo_kernels.bench.shapes import MODELS
+from fgrpo_kernels.bench.tables import times
 
 BUSY = 0.75  # processes that wait to run, a core
 
@@ -91,7 +92,7 @@ def line(record: Record) -> str:
     parts = [f"{record['name']:68s} {duration(record['median_s'])}"]
     spread = (record["high_s"] - record["low_s"]) / record["median_s"]
     parts.append(f"±{spread / 2:4.0%}")
-    parts.append(f"{record['times_ours']:6.2f} of ours" if "times_ours" in record else f"{'ours':>14s}")
+    parts.append(f"{times(record) + ' of ours' if 'times_ours' in record else 'ours':>28s}")
     if "fraction_of_limit" in record:
         parts.append(f"{record['fraction_of_limit']:4.0%} of {record['limit']}")
     if "rate" in record:

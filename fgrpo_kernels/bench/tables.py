@@ -18,6 +18,14 @@ def duration(seconds: float) -> str:
     return f"{factor * seconds:.3g} {unit}"
 
 
+def times(record: Record, mark: str = "") -> str:
+    """How many times as long as ours, and the interval of it where one was taken."""
+    found = f"{mark}{record['times_ours']:.2f}{mark}"
+    if "times_ours_95" in record:
+        found += " [{:.2f}, {:.2f}]".format(*record["times_ours_95"])
+    return found
+
+
 def where(content: Record) -> str:
     """The device, what else a number depends on, and how to repeat it."""
     head = content["header"]
@@ -65,11 +73,10 @@ def _beside(other: Record, ours: Record) -> str:
     name = other["contender"]
     if "not_measured" in other:
         return f"{name}: {other['not_measured']}"
-    times = f"{other['times_ours']:.2f}"
     more = []
     if other.get("peak_bytes") and (ours.get("peak_bytes") or 0) > 2**20:
         more.append(f"{other['peak_bytes'] / ours['peak_bytes']:.1f} of the memory")
     if "bytes" in other:
         more.append(f"{other['bytes'] / ours['bytes']:.2f} of the bytes")
     bold = "**" if package_of(name) != "fgrpo" else ""
-    return f"{name} {bold}{times}{bold}" + (f" ({', '.join(more)})" if more else "")
+    return f"{name} {times(other, bold)}" + (f" ({', '.join(more)})" if more else "")

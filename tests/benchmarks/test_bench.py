@@ -17,7 +17,7 @@ from fgrpo_kernels.bench.case import Case, NotHereError, Options, WrongResultErr
 from fgrpo_kernels.bench.clock import HostClock
 from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.packages import whereabouts
-from fgrpo_kernels.bench.results import ResultFile, load
+from fgrpo_kernels.bench.results import ResultFile, load, series
 from fgrpo_kernels.bench.runner import measure
 from fgrpo_kernels.bench.session import busy_with
 from fgrpo_kernels.bench.shapes import MODELS
@@ -65,6 +65,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(runner, "clock_of", lambda device: FixedClock())
     monkeypatch.setattr(runner, "copy_bandwidth", lambda device: 100.0)
     monkeypatch.setattr(runner, "peak_bytes", lambda run, device: 7)
+    monkeypatch.setattr(runner, "settle", lambda runs, seconds: None)
     options = Options(threads=1, rounds=4)
     return lambda *cases, **chosen: list(measure(cases, dataclasses.replace(options, **chosen)))
 
@@ -74,6 +75,7 @@ def test_each_is_timed_in_turns_with_ours(measured):
     assert (ours["median_s"], ours["low_s"], ours["high_s"]) == (2.0, 1.0, 3.0)
     assert (ours["rate"], ours["fraction_of_limit"], ours["limit"], ours["peak_bytes"]) == (5.0, 0.25, "copy", 7)
     assert theirs["times_ours"] == 3.0  # of 4 and 2, which no quotient of medians gives
+    assert (theirs["pairs"], theirs["times_ours_95"]) == ([4.0, 2.0, 4.0, 2.0], (2.0, 4.0))
     assert "times_ours" not in ours
 
 
@@ -127,7 +129,11 @@ def test_only_what_is_asked_for(measured):
 def test_the_headline_is_against_the_fastest_of_others(measured):
     contenders = {"fgrpo": taking(0.5), "fgrpo, otherwise": taking(0.1), "a": taking(4.0), "b": taking(2.0)}
     ours = measured(case(contenders, in_readme="a thing"))[0]
-    assert ours["headline"] == {"what": "a thing", "figure": "500 ms", "against": "b 2 s, 4.00 times as long"}
+    assert ours["headline"] == {
+        "what": "a thing",
+        "figure": "500 ms",
+        "against": "b 2 s, 4.00 [4.00, 4.00] times as long",
+    }
     ours = measured(case(contenders, in_readme="a thing", work=(2e9, "rows"), describe=lambda seconds: {"bytes": 3}))[0]
     assert (ours["headline"]["figure"], ours["bytes"]) == ("4e9 rows/s", 3)
 
@@ -152,6 +158,12 @@ def test_a_file_is_whole_after_every_record(tmp_path):
         assert len(json.loads(file.path.read_text())["results"]) == number
     assert load([tmp_path]) == {file.path: file.content}
     assert [path.name for path in tmp_path.iterdir()] == [file.path.name]
+
+
+def test_a_second_run_of_a_day_leaves_the_first(tmp_path):
+    files = [ResultFile("op", HEADER, tmp_path, op="op").path for _ in range(3)]
+    assert [path.stem.partition("cores_")[2] for path in files] == ["2026-12-01", "2026-12-01-2", "2026-12-01-3"]
+    assert {series(path) for path in files} == {"op_A-CPU-2-cores"}
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
@@ -261,6 +273,26 @@ def test_ours_is_held_to_an_instruction_set_and_says_so(tmp_path, monkeypatch):
     assert content["settings"]["simd"] == "baseline"
     assert not any("headline" in record for record in content["results"])
     assert _C.use_simd(widest) == widest, "what was in use before is again"
+
+
+@pytest.mark.parametrize(
+    ("faults", "seconds", "calls"),
+    [
+        pytest.param([9999, 9999, 0], 60.0, 3, id="until there is none"),
+        pytest.param([9999] * 20, 60.0, memory.MOST_CALLS, id="always new memory"),
+        pytest.param([9999] * 20, 0.0, 1, id="long calls"),
+    ],
+)
+def test_nothing_is_timed_while_it_takes_new_memory(faults, seconds, calls, monkeypatch):
+    total, made = [0], []
+    monkeypatch.setattr(memory, "_page_faults", lambda: total[0])
+
+    def run():
+        total[0] += faults[len(made)]
+        made.append(1)
+
+    memory.settle([run], seconds)
+    assert len(made) == calls
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")

@@ -66,11 +66,11 @@ def test_the_newest_files_figures_of_each_thing_by_date():
         Path("c.json"): written(date="2026-12-03"),
     }
     assert headlines.table(headlines.rows(contents), "results") == (
-        "| what | figure | against | device | date | commit |\n"
-        "|---|---|---|---|---|---|\n"
-        "| [encode](results/b.json) | 1.5 G/s | torch | Zen 3 | 2026-12-01 | 0123456 |\n"
-        "| [round](results/a.json) | 2x | Flower\\|float32 | Zen 3 | 2026-12-02 | 0123456 |\n"
-        "| [round](results/a.json) | 9 s | torch | Zen 3 | 2026-12-02 | 0123456 |\n"
+        "| what | case | figure | against | measured |\n"
+        "|---|---|---|---|---|\n"
+        "| [encode](results/b.json) |  | 1.5 G/s | torch | Zen 3; 2026-12-01, commit 0123456 |\n"
+        "| [round](results/a.json) |  | 2x | Flower\\|float32 | Zen 3; 2026-12-02, commit 0123456 |\n"
+        "| [round](results/a.json) |  | 9 s | torch | Zen 3; 2026-12-02, commit 0123456 |\n"
     )
 
 
@@ -109,7 +109,8 @@ def repository(tmp_path):
     (tmp_path / "docs" / "codec.md").write_text(f"Words.\n\n{place.format('gram')}\nWords.\n")
     for day, seconds in (("01", 0.5), ("02", 0.25)):
         ours = record("int4", "fgrpo", seconds, shape={"clients": 8}, headline=headline("gram", f"{seconds} s"))
-        theirs = record("int4", "eager", 1.0, shape={"clients": 8}, times_ours=1 / seconds)
+        times = {"times_ours": 1 / seconds, "times_ours_95": [0.9 / seconds, 1.1 / seconds], "pairs": [1 / seconds] * 3}
+        theirs = record("int4", "eager", 1.0, shape={"clients": 8}, **times)
         missing = {
             "name": "int4: trl",
             "case": "int4",
@@ -125,9 +126,10 @@ def test_places_are_filled_and_the_rest_stays(repository):
     made = pages(repository)
     assert made[repository / "README.md"] == (
         "# Title\n\n<!-- bench: headlines -->\n"
-        "| what | figure | against | device | date | commit |\n"
-        "|---|---|---|---|---|---|\n"
-        "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | 0.25 s | torch | Zen 3 | 2026-12-02 | 0123456 |\n"
+        "| what | case | figure | against | measured |\n"
+        "|---|---|---|---|---|\n"
+        "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | gram: int4 | 0.25 s | torch "
+        "| Zen 3; 2026-12-02, commit 0123456 |\n"
         "<!-- bench end -->\n\nMore.\n"
     )
     section = made[repository / "docs" / "codec.md"]
@@ -135,12 +137,23 @@ def test_places_are_filled_and_the_rest_stays(repository):
         "Words.\n\n<!-- bench: gram -->\nZen 3, 2 threads, load 0.1 before; torch 2.13; 2026-12-02"
     )
     assert "    python -m fgrpo_kernels.bench gram --threads=2\n" in section
-    row = "| int4 | 250 ms ±10% |  |  | 4 MiB | eager **4.00** (1.0 of the memory); trl: not here |"
+    row = "| int4 | 250 ms ±10% |  |  | 4 MiB | eager **4.00** [3.60, 4.40] (1.0 of the memory); trl: not here |"
     assert row in section
     assert section.endswith("<!-- bench end -->\nWords.\n")
     whole = made[repository / "docs" / "benchmarks.md"]
     assert "| [gram](../benchmarks/results/gram_Zen-3_2026-12-02.json)" in whole
     assert "Not measured yet: `python -m fgrpo_kernels.bench encode`." in whole
+
+
+def test_a_run_of_some_cases_stands_behind_a_whole_one(repository):
+    whole = repository / "benchmarks" / "results" / "gram_Zen-3_2026-12-02.json"
+    content = json.loads(whole.read_text())
+    content["header"]["date"], content["settings"]["only"] = "2026-12-03T00:00:00+00:00", "int"
+    whole.with_stem("gram_Zen-3_2026-12-03").write_text(json.dumps(content))
+    assert "2026-12-02, commit" in pages(repository)[repository / "docs" / "codec.md"]
+    whole.unlink()
+    whole.with_stem("gram_Zen-3_2026-12-01").unlink()
+    assert "gram --threads=2 --only=int\n" in pages(repository)[repository / "docs" / "codec.md"]
 
 
 def test_a_place_for_something_unknown_is_refused(repository):
@@ -198,10 +211,12 @@ def test_the_commands_about_results(repository, monkeypatch, capsys):
     assert capsys.readouterr().out == "every page is up to date\n"
     assert main(["report", str(results)]) == 0
     shown = capsys.readouterr().out
-    assert "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | 0.25 s |" in shown
+    assert "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | gram: int4 | 0.25 s |" in shown
     assert "Not measured yet: `python -m fgrpo_kernels.bench encode`." in shown
     assert main(["compare", *map(str, sorted(results.glob("gram_*")))]) == 0
-    assert "500 ->        250 ms   0.50 of it" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "500 ->        250 ms   0.50 of it" in shown
+    assert "2.00 [1.80, 2.20] -> 4.00 [3.60, 4.40] times as long as ours: more" in shown
 
 
 @pytest.mark.parametrize(
