@@ -29,7 +29,7 @@ Written by `python -m fgrpo_kernels.bench report` from [benchmarks/results](../b
     make bench                                       # every op on this machine, in about 15 minutes
     python -m fgrpo_kernels.bench list               # ops, their cases and contenders, and which of them are here
     python -m fgrpo_kernels.bench grpo_loss --rows 8192 --model qwen3-8b --against eager,compile,trl,liger
-    python -m fgrpo_kernels.bench compare A B        # of two files or folders: faster or slower, ratios found again or not
+    python -m fgrpo_kernels.bench compare A B        # two files or folders: faster or slower; ratios again or not
 
 `python` is the environment's (`source .venv/bin/activate`); `--only WORD` takes the cases with a word in their names.
 Rivals that are not installed are named with the command that installs them; all of them: `pip install -e '.[bench]'`.
