@@ -92,7 +92,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.hub import check_paths, hub_or_disk
-    from fgrpo.importing import find_rewards
+    from fgrpo.importing import check_report_to, find_rewards
     from fgrpo.paths import check_free
     from fgrpo.settings import read_config
 
@@ -100,6 +100,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if config.output_dir:
         check_free(config.output_dir)
     check_paths(config)
+    check_report_to(config)
     with Loading(f"PyTorch and model {config.model}") as loading, hub_or_disk(config):
         find_rewards(config)  # before what takes seconds to import
         from fgrpo.experiment import train

@@ -1,4 +1,7 @@
-"""Reward functions by their import path. Imports nothing slow: what leads nowhere is told before a model is loaded."""
+"""What a configuration names of others' code: reward functions by their import path, and who draws the curves.
+
+Imports nothing slow: what leads nowhere is told before a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,13 @@ def find_rewards(config: Config) -> None:
             check_name(name)
             if ":" in name:
                 imported(name, config.rewards.folder)
+
+
+def check_report_to(config: Config) -> None:
+    """Raise ConfigError for a name under `report_to` that is not installed."""
+    for name in config.report_to:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed: pip install {name}")
 
 
 def reward_names(spec: Any) -> list[str]:

@@ -262,6 +262,13 @@ finally:
     assert result.returncode == 0, result.stderr
 
 
+def test_a_tracker_that_is_missing_is_told_before_anything_is_loaded(config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("fgrpo.cli.Loading", lambda what: pytest.fail(f"loads {what}"))
+    assert main(["train", config, "--report_to", "[wandb]"]) == 1
+    assert capsys.readouterr().err == "fgrpo: error: report_to: wandb is not installed: pip install wandb\n"
+
+
 @pytest.mark.parametrize(("word", "near"), [("trian", "; did you mean 'train'?"), ("zzz", "")])
 def test_an_unknown_command_is_one_line_with_the_nearest(word, near, capsys):
     with pytest.raises(SystemExit, match="2"):

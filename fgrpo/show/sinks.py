@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from fgrpo.config import Config
-from fgrpo.errors import ConfigError, RunError
+from fgrpo.errors import RunError
+from fgrpo.importing import check_report_to
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.curves import CurveWriter, Sink
 
@@ -22,6 +23,7 @@ def curve_writer(config: Config, folder: RunFolder) -> CurveWriter:
     Raises:
         ConfigError: one of them is not installed.
     """
+    check_report_to(config)
     sinks: list[Sink] = [
         TensorBoard(folder) if name == "tensorboard" else Tracker(name, config, folder) for name in config.report_to
     ]
@@ -63,16 +65,10 @@ class Tracker:
 
     `RUN/wandb.json` (`RUN/trackio.json`) says which run it is there and how many rounds it has, so that a resumed run
     goes on as the same one.
-
-    Raises:
-        ConfigError: the library is not installed.
     """
 
     def __init__(self, name: str, config: Config, folder: RunFolder) -> None:
-        try:
-            self._library: Any = import_module(name)
-        except ImportError:
-            raise ConfigError(f"report_to: {name} is not installed: pip install {name}") from None
+        self._library: Any = import_module(name)
         self._name, self._config, self._folder = name, config, folder
         self._file = folder.path / f"{name}.json"
 

@@ -132,7 +132,7 @@ class Library(SimpleNamespace):
     """What wandb and trackio have in common, as far as it is used; notes the calls."""
 
     def __init__(self):
-        super().__init__(runs=[], steps=[], finished=0)
+        super().__init__(runs=[], steps=[], finished=0, __spec__="of a module that is there")
 
     def init(self, **options):
         self.runs.append(options)
@@ -188,7 +188,7 @@ def test_a_tracker_that_is_missing_or_refuses_is_one_line(folder, monkeypatch):
     def refuse(**options):
         raise ValueError("no API key")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, __spec__="of a module that is there"))
     with ExitStack() as stack, pytest.raises(RunError, match=r"^report_to: wandb cannot start a run: no API key$"):
         stack.enter_context(curve_writer(Config(report_to=["wandb"]), folder))
 
