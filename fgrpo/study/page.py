@@ -41,7 +41,7 @@ def write_report(study: Study, pairs: Sequence[Pair], find: Find, failures: Mapp
     report = study.output_dir / "report"
     page = report / "index.html"
     scenario_tables = {s.name: tables.scenario_table(study, s.name, all_rows) for s in study.scenarios}
-    tuning = [tables.tuning_table(study, all_runs)] if study.tune else []
+    tuning = tables.tuning_tables(study, all_runs)
     failed = [tables.failure_table(failures)] if failures else []
     overview, verdict = tables.overview_table(study, all_rows), verdict_table(study, all_rows)
     legend = tables.how_to_read(study, _columns(scenario_tables.values()))

@@ -104,7 +104,7 @@ def pairs(study: Study) -> list[Pair]:
     Raises:
         ConfigError: one of them is wrong; the message names the scenario, the arm and the key.
     """
-    known: dict[Any, Any] = {}  # values of the tuned key as the configuration's type has them
+    known: dict[Any, Any] = {}  # values of a tuned key as the configuration's type has them
     with _base_file(study) as base:
         return [_pair(study, base, scenario, arm, known) for scenario in study.scenarios for arm in study.arms]
 
@@ -115,12 +115,13 @@ def _pair(study: Study, base: Path, scenario: Scenario, arm: Arm, known: dict[An
         if not _is_tuned(study, scenario, arm):
             return Pair(scenario, arm, {None: config})
         assert study.tune is not None
-        key, configs = study.tune.key, {}
-        for value in arm.grid or study.tune.grid:
-            if value not in known:
-                known[value] = attrgetter(key)(read_config(base, options({key: value})))
-            configs[known[value]] = _with(config, key, known[value])
-            check(configs[known[value]])
+        key, configs = study.tune.key_of(arm), {}
+        for given in study.tune.grid_of(arm):
+            if (key, given) not in known:
+                known[key, given] = attrgetter(key)(read_config(base, options({key: given})))
+            value = known[key, given]
+            configs[value] = _with(config, key, value)
+            check(configs[value])
         return Pair(scenario, arm, configs, study.tune.seeds)
     except ConfigError as error:
         reason = str(error).replace(f"configuration {base}: ", "")
@@ -167,7 +168,7 @@ def _is_tuned(study: Study, scenario: Scenario, arm: Arm) -> bool:
         return False
     if arm.grid is not None:
         return True
-    key = study.tune.key
+    key = study.tune.key_of(arm)
     alone = arm.baseline is not None and key.split(".")[0] in _NO_SERVER
     return not (alone or _sets(arm.overrides, key) or _sets(scenario.overrides, key))
 

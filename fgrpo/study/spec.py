@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ class Arm:
     Attributes:
         overrides: what it changes in the configuration.
         baseline: `centralised` or `local` in place of a federation; None is a federation.
+        tune: a key that is tuned for this arm in place of the study's; None is the study's.
         grid: values of the tuned key to try for this arm; None is the study's grid.
     """
 
     name: str
     overrides: Overrides = field(default_factory=dict)
     baseline: str | None = None
+    tune: str | None = None
     grid: tuple[Any, ...] | None = None
 
 
@@ -58,6 +60,12 @@ class Tune:
     key: str
     grid: tuple[Any, ...]
     seeds: tuple[int, ...]
+
+    def key_of(self, arm: Arm) -> str:
+        return arm.tune or self.key
+
+    def grid_of(self, arm: Arm) -> tuple[Any, ...]:
+        return arm.grid or self.grid
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,17 @@ class Study:
         configurations = counted(len(self.arms) - baselines, "configuration")
         beside = f" and {counted(baselines, 'baseline')}" if baselines else ""
         return f"{configurations}{beside} x {seeds}"
+
+    def of_scenarios(self, names: Sequence[str]) -> Study:
+        """Return a part of it.
+
+        Raises:
+            ConfigError: there is no scenario of one of the names.
+        """
+        known = [scenario.name for scenario in self.scenarios]
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"{self.title}: there is no scenario '{unknown[0]}'" + did_you_mean(unknown[0], known))
+        return replace(self, scenarios=tuple(scenario for scenario in self.scenarios if scenario.name in names))
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -192,6 +211,8 @@ def check_study(study: Study) -> None:
             raise ConfigError(f"{what}: '{twice}' and another name would have the same folder")
     if study.tune is None and (gridded := next((arm.name for arm in study.arms if arm.grid is not None), None)):
         raise ConfigError(f"arms.{gridded}.grid: nothing is tuned; set tune: {{key: ..., grid: ..., seeds: ...}}")
+    if without := next((arm for arm in study.arms if arm.tune is not None and arm.grid is None), None):
+        raise ConfigError(f"arms.{without.name}.tune: {without.tune} needs a grid of its own, `grid: [...]` beside it")
     if study.tune is not None and (both := set(study.tune.seeds) & set(study.seeds)):
         raise ConfigError(f"tune.seeds: {min(both)} is also reported; tune on other seeds than those in seeds")
 
@@ -239,10 +260,12 @@ def _base(value: Any, path: Path) -> Path | Mapping[str, Any]:
 
 def _arm(name: str, values: Any) -> Arm:
     overrides = dict(_mapping(f"arms.{name}", values))
-    baseline, grid = overrides.pop("baseline", None), overrides.pop("grid", None)
+    baseline, tune, grid = (overrides.pop(key, None) for key in ("baseline", "tune", "grid"))
     if baseline is not None and baseline not in BASELINES:
         raise ConfigError(f"arms.{name}.baseline: '{baseline}' is none of {', '.join(BASELINES)}")
-    return Arm(name, overrides, baseline, None if grid is None else _grid(f"arms.{name}.grid", grid))
+    if not isinstance(tune, str | None):
+        raise ConfigError(f"arms.{name}.tune: got {tune!r:.60}, expected a key of the configuration, such as train.lr")
+    return Arm(name, overrides, baseline, tune, None if grid is None else _grid(f"arms.{name}.grid", grid))
 
 
 def _scenario(name: str, values: Any) -> Scenario:

@@ -50,6 +50,8 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool
     cells, warnings = [], []
     for row in (row for row in rows if row.scenario == scenario):
         value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
+        if own := study.arm(row.arm).tune:
+            value = f"{own} {value}"
         if row.choice.at_edge:
             warnings.append(row.arm)
         cells.append((row.arm, value, *_measured(row), *_compared(row)))
@@ -113,9 +115,18 @@ def _compared(row: Row) -> tuple[str, ...]:
     )
 
 
-def tuning_table(study: Study, all_runs: Sequence[Runs]) -> TextTable:
-    """Return the accuracy at every value of the tuned key, by which one was chosen."""
-    tuned = [run for run in all_runs if run.pair.tuning_seeds and run.choice is not None]
+def tuning_tables(study: Study, all_runs: Sequence[Runs]) -> list[TextTable]:
+    """Return, for each tuned key, the accuracy at its values, by which one was chosen."""
+    if study.tune is None:
+        return []
+    by_key: dict[str, list[Runs]] = {}
+    for run in all_runs:
+        if run.pair.tuning_seeds and run.choice is not None:
+            by_key.setdefault(study.tune.key_of(run.pair.arm), []).append(run)
+    return [_tuning_table(study, key, tuned) for key, tuned in by_key.items()]
+
+
+def _tuning_table(study: Study, key: str, tuned: Sequence[Runs]) -> TextTable:
     values = list(dict.fromkeys(value for run in tuned for value in run.pair.configs))
     values = sorted(values) if all(isinstance(value, int | float) for value in values) else values
     rows = []
@@ -128,7 +139,7 @@ def tuning_table(study: Study, all_runs: Sequence[Runs]) -> TextTable:
         chosen = f"{run.choice.value}" + (" ! edge" if run.choice.at_edge else "")
         rows.append((run.pair.scenario.name, run.pair.arm.name, *accuracy, chosen))
     return TextTable(
-        f"Tuning of {study.tune.key if study.tune else ''}: accuracy on the tuning seeds",
+        f"Tuning of {key}: accuracy on the tuning seeds",
         ("scenario", study.arm_word, *map(str, values), "chosen"),
         tuple(rows),
         numbers_from=2,

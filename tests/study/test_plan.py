@@ -7,7 +7,7 @@ import pytest
 from fgrpo.config import EngineConfig
 from fgrpo.errors import ConfigError
 from fgrpo.study.plan import options, pairs
-from fgrpo.study.spec import Scenario
+from fgrpo.study.spec import Arm, Scenario
 
 
 def planned(study):
@@ -60,6 +60,24 @@ def test_an_arm_may_have_a_grid_of_its_own(study):
     adam = replace(small.arms[0], name="adam", overrides={"server.optimizer": "adam"}, grid=(1e-3, 1e-2))
     found = planned(replace(small, arms=(*small.arms, adam)))
     assert list(found["small", "adam"].configs) == [1e-3, 1e-2]
+
+
+def test_a_baseline_may_have_a_tuned_key_of_its_own(study):
+    small = study("tune: {key: server.lr, grid: [1, 2], seeds: [7]}")
+    central = Arm("pooled", baseline="centralised", tune="train.lr", grid=(1, 1e-4))
+    found = planned(replace(small, arms=(*small.arms, central)))
+    assert {value: config.train.lr for value, config in found["small", "pooled"].configs.items()} == {
+        1.0: 1.0,
+        1e-4: 1e-4,
+    }
+    assert list(found["small", "fedavg"].configs) == [1.0, 2.0]
+
+
+def test_a_part_of_a_study(study):
+    small = study("scenarios: {one: {}, two: {}, three: {}}")
+    assert [scenario.name for scenario in small.of_scenarios(["three", "one"]).scenarios] == ["one", "three"]
+    with pytest.raises(ConfigError, match=r"there is no scenario 'tow'; did you mean 'two'\?"):
+        small.of_scenarios(["tow"])
 
 
 def test_a_baseline_has_neither_server_nor_wire(study):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from players import Player
 
+from fgrpo.study import tables
 from fgrpo.study.agenda import Agenda, chosen
+from fgrpo.study.comparison import rows, runs
 from fgrpo.study.plan import pairs
 from fgrpo.study.pool import play_all
 from fgrpo.study.run import finder
@@ -60,6 +62,25 @@ def test_values_are_tuned_and_the_best_is_reported(study, tmp_path, jobs):
     assert jobs or [name[-1] for name in reported] == ["0", "0", "1", "1"], (
         "seed by seed: an early end leaves whole comparisons"
     )
+
+
+def test_each_tuned_key_has_its_table(study, tmp_path):
+    small = study(TUNED)
+    pooled = Arm("pooled", baseline="centralised", tune="train.lr", grid=(1e-3, 1e-4))
+    small = replace(small, arms=(small.arms[0], pooled))
+    planned, _ = play(small, tmp_path / "cells", 0)
+    found = runs(small, planned, finder(tmp_path / "cells"))
+    first, second = tables.tuning_tables(small, found)
+    assert (first.title, first.columns) == (
+        "Tuning of server.lr: accuracy on the tuning seeds",
+        ("scenario", "arm", "1.0", "2.0", "4.0", "chosen"),
+    )
+    assert (second.title, second.columns) == (
+        "Tuning of train.lr: accuracy on the tuning seeds",
+        ("scenario", "arm", "0.0001", "0.001", "chosen"),
+    )
+    table = tables.scenario_table(small, "small", rows(small, found))
+    assert [line[:2] for line in table.rows] == [("fedavg", "2.0"), ("pooled", "train.lr 0.001!")]
 
 
 def test_finished_cells_are_not_played_again(study, tmp_path):

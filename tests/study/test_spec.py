@@ -53,6 +53,22 @@ def test_a_mistake_is_one_line(study, more, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("{tune: 1, grid: [1]}", "arms.a.tune: got 1, expected a key of the configuration"),
+        ("{tune: train.lr}", "arms.a.tune: train.lr needs a grid of its own"),
+        ("{tune: train.lr, grid: 1}", "arms.a.grid: got 1, expected a list"),
+    ],
+)
+def test_a_mistake_in_what_an_arm_tunes_is_one_line(arm, words, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(f"base: {{}}\ntune: {{key: server.lr, grid: [1], seeds: [9]}}\narms: {{a: {arm}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_study(file)
+    assert words in str(caught.value)
+
+
 def test_a_file_that_is_not_there():
     with pytest.raises(ConfigError, match="cannot be read"):
         read_study("/nowhere/study.yaml")
