@@ -36,8 +36,8 @@ Rivals that are not installed are named with the command that installs them; all
 
 Every contender is checked first, and not timed if it is wrong. Then it is timed in turns with ours: a machine's speed
 changes within seconds, so "times as long" is the median of these pairs, and not a quotient of two medians. In brackets
-is where that median lies, a 95% interval by the bootstrap over the pairs of this run; another run may place its memory
-otherwise. ± is half the range of ours. The limit is what the bytes that must move take at the bandwidth of a copy, or
+is where that median lies, a 95% interval by the bootstrap over the pairs of this run, within seconds: on a machine that
+others share, runs minutes apart may differ by more (docs/log.md). ± is half the range of ours. The limit is what the bytes that must move take at the bandwidth of a copy, or
 the products that must be made at the rate of a large one, whichever is longer; both are measured in the same run, just
 before. More than 100% means that a part came from the caches. Memory is the most that a call holds beyond its inputs,
 its result included. What is freed stays with the process, so that a contender that allocates its result writes to
