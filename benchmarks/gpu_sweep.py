@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fgrpo_kernels import grpo_loss, linear_grpo_loss, reference, token_logprobs
 from fgrpo_kernels.bench.case import Run, WrongResultError, require_close
-from fgrpo_kernels.bench.clock import DeviceClock
+from fgrpo_kernels.bench.clock import DeviceClock, Turn
 from fgrpo_kernels.bench.limits import copy_bandwidth
 from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.memory import peak_bytes
@@ -159,7 +159,7 @@ def measure(
                 f"wrong result: {error}" if isinstance(error, WrongResultError) else f"{type(error).__name__}: {error}"
             )
             yield failed(f"{kind}: {name}", reason, kind=kind)
-    seconds = DeviceClock("cuda").turns(list(runs.values()), rounds, [1] * len(runs))
+    seconds = DeviceClock("cuda").turns([Turn(run) for run in runs.values()], rounds)
     for (name, run), taken in zip(runs.items(), seconds, strict=True):
         median = statistics.median(taken)
         figures = {"median_s": median, "low_s": min(taken), "high_s": max(taken), "seconds": taken}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,24 +12,41 @@ import torch
 from fgrpo_kernels.bench.case import Run
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a contender does when its turn has come.
+
+    Attributes:
+        calls: that are timed.
+        warm: begin with one that is not, so that the contender finds what it left itself and not what the other did:
+            dirty lines in the caches, and OpenMP's threads, which spin for some milliseconds after their work.
+    """
+
+    run: Run
+    calls: int = 1
+    warm: bool = False
+
+
 class Clock(Protocol):
     """Times contenders in turns."""
 
-    def turns(self, runs: Sequence[Run], rounds: int, calls: Sequence[int]) -> list[list[float]]:
-        """Seconds a call of each contender, one number a round; a turn of contender i is `calls[i]` calls."""
+    def turns(self, turns: Sequence[Turn], rounds: int) -> list[list[float]]:
+        """Seconds a call of each contender, one number a round."""
 
 
 class HostClock:
     """For what is done when the call returns."""
 
-    def turns(self, runs: Sequence[Run], rounds: int, calls: Sequence[int]) -> list[list[float]]:
-        seconds: list[list[float]] = [[] for _ in runs]
+    def turns(self, turns: Sequence[Turn], rounds: int) -> list[list[float]]:
+        seconds: list[list[float]] = [[] for _ in turns]
         for _ in range(rounds):
-            for run, number, taken in zip(runs, calls, seconds, strict=True):
+            for turn, taken in zip(turns, seconds, strict=True):
+                if turn.warm:
+                    turn.run()
                 start = time.perf_counter()
-                for _ in range(number):
-                    run()
-                taken.append((time.perf_counter() - start) / number)
+                for _ in range(turn.calls):
+                    turn.run()
+                taken.append((time.perf_counter() - start) / turn.calls)
         return seconds
 
 
@@ -39,21 +57,23 @@ class DeviceClock:
     def __init__(self, device: str) -> None:
         self._module: Any = torch.get_device_module(device)
 
-    def turns(self, runs: Sequence[Run], rounds: int, calls: Sequence[int]) -> list[list[float]]:
-        pairs: list[list[Any]] = [[] for _ in runs]
+    def turns(self, turns: Sequence[Turn], rounds: int) -> list[list[float]]:
+        pairs: list[list[Any]] = [[] for _ in turns]
         self._module.synchronize()
         for _ in range(rounds):
-            for run, number, taken in zip(runs, calls, pairs, strict=True):
+            for turn, taken in zip(turns, pairs, strict=True):
+                if turn.warm:
+                    turn.run()
                 start, stop = (self._module.Event(enable_timing=True) for _ in range(2))
                 start.record()
-                for _ in range(number):
-                    run()
+                for _ in range(turn.calls):
+                    turn.run()
                 stop.record()
                 taken.append((start, stop))
         self._module.synchronize()
         return [
-            [start.elapsed_time(stop) / 1e3 / number for start, stop in taken]
-            for number, taken in zip(calls, pairs, strict=True)
+            [start.elapsed_time(stop) / 1e3 / turn.calls for start, stop in taken]
+            for turn, taken in zip(turns, pairs, strict=True)
         ]
 
 

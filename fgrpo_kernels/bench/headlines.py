@@ -1,16 +1,18 @@
 """README's table of results: the headlines that benchmarks gave their own figures.
 
 A result with a `headline` is a line: `what` the thing measured and its size, `figure` a number with its unit, `against`
-the strongest contender of the same run and how much this is of it. Its op and its case are what repeats it.
+the strongest contender of the same run and how much this is of it. Beside it is what repeats it.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgrpo_kernels.bench.results import Record
+from fgrpo_kernels.bench.pytest_benchmark import FOLDER
+from fgrpo_kernels.bench.results import Record, series
 
 
 class Row(NamedTuple):
@@ -18,7 +20,7 @@ class Row(NamedTuple):
 
     date: str
     what: str
-    case: str
+    again: str
     figure: str
     against: str
     device: str
@@ -41,11 +43,11 @@ def table(found: list[Row], folder: str) -> str:
     """The rows as Markdown, each linked to its file in `folder`; nothing for none."""
     if not found:
         return ""
-    lines = ["| what | case | figure | against | measured |", "|---|---|---|---|---|"]
+    lines = ["| what | again | figure | against | measured |", "|---|---|---|---|---|"]
     for row in found:
         measured = f"{row.device}; {row.date[:10]}, commit {row.commit}"
         what = f"[{row.what}]({folder}/{row.file})"
-        lines.append(f"| {what} | {row.case} | {row.figure} | {row.against} | {measured} |")
+        lines.append(f"| {what} | {row.again} | {row.figure} | {row.against} | {measured} |")
     return "\n".join(lines) + "\n"
 
 
@@ -58,8 +60,20 @@ def _rows_of(path: Path, content: Record) -> Iterator[Row]:
         headline, header = result["headline"], content["header"]
         what, figure, against = (_text(path, headline, key) for key in ("what", "figure", "against"))
         date, device, commit = (_text(path, header, key) for key in ("date", "device", "commit"))
-        case = f"{content['op']}: {result['case']}" if "op" in content else ""
-        yield Row(date, what, case, figure, against, device, commit[:7], path.name)
+        yield Row(date, what, f"`{_again(path, content, result)}`", figure, against, device, commit[:7], path.name)
+
+
+def _again(path: Path, content: Record, result: Record) -> str:
+    """What measures it again."""
+    if "op" in content:
+        return f'python -m fgrpo_kernels.bench {content["op"]} --only "{result["case"]}"'
+    script, _, _ = series(path).rpartition("_")
+    if not script.startswith("round_"):
+        return f"python {FOLDER}/bench_{script}.py"
+    settings = content["settings"]
+    numbers = [f"--{name}={settings[name]}" for name in ("rounds", "repetitions")]
+    config = f"--config=configs/{settings['config']}.yaml"
+    return shlex.join(["python", f"{FOLDER}/bench_round.py", config, *numbers, *settings["overrides"]])
 
 
 def _text(path: Path, holder: dict[str, Any], key: str) -> str:

@@ -7,7 +7,7 @@ import statistics
 import torch
 
 from fgrpo_kernels.bench.case import Run
-from fgrpo_kernels.bench.clock import clock_of
+from fgrpo_kernels.bench.clock import Turn, clock_of
 
 COPIED = {"cpu": 1 << 25, "gpu": 1 << 28}  # float32 values: over the caches
 SIDE = {"cpu": 2048, "gpu": 8192}  # of the square matrices
@@ -35,4 +35,4 @@ def _kind(device: str) -> str:
 def _median_seconds(device: str, run: Run) -> float:
     rounds = 5 if device == "cpu" else 20
     run()
-    return statistics.median(clock_of(device).turns([run], rounds, [1])[0])
+    return statistics.median(clock_of(device).turns([Turn(run)], rounds)[0])

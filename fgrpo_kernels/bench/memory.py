@@ -17,7 +17,8 @@ from fgrpo_kernels.bench.case import Run
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
 SETTLED = 256  # page faults a call, 1 MiB
-MOST_CALLS = 8  # until then
+CALMED = 3  # calls one after the other that took none, until it is believed
+MOST_CALLS = 12  # until then
 
 
 @cache
@@ -36,14 +37,15 @@ def keep_freed_memory() -> None:
 def settle(runs: Sequence[Run], seconds: float) -> None:
     """Call each until it takes no new memory from the system, for at most `seconds` and `MOST_CALLS` calls each.
 
-    The heap needs some calls until a large block that was freed is found again.
+    The heap needs some calls until a large block that was freed is found again: one finds it, the next ones do not.
     """
     for run in runs:
-        start = time.perf_counter()
+        start, calm = time.perf_counter(), 0
         for _ in range(MOST_CALLS):
             before = _page_faults()
             run()
-            if _page_faults() - before < SETTLED or time.perf_counter() - start > seconds:
+            calm = calm + 1 if _page_faults() - before < SETTLED else 0
+            if calm == CALMED or time.perf_counter() - start > seconds:
                 break
 
 

@@ -31,17 +31,24 @@ Written by `python -m fgrpo_kernels.bench report` from [benchmarks/results](../b
     python -m fgrpo_kernels.bench grpo_loss --rows 8192 --model qwen3-8b --against eager,compile,trl,liger
     python -m fgrpo_kernels.bench compare A B        # two files or folders: faster or slower; ratios again or not
 
+To repeat a figure: the command beside it below, then `compare` with the file that it links to and the one that is
+written. Of ours it says faster, slower, or the same (within 25%), where it has taken out what the machine did: by how
+much the other contenders' times moved. Of a ratio it says larger, smaller, or found again (within 20%). An interval too
+wide for any of these gives: cannot tell.
+
 `python` is the environment's (`source .venv/bin/activate`); `--only WORD` takes the cases with a word in their names.
 Rivals that are not installed are named with the command that installs them; all of them: `pip install -e '.[bench]'`.
 
 Every contender is checked first, and not timed if it is wrong. Then it is timed in turns with ours: a machine's speed
-changes within seconds, so "times as long" is the median of these pairs, and not a quotient of two medians. In brackets
+changes within seconds, so "times as long" is the median of these pairs, and not a quotient of two medians. A turn of
+something short begins with a call that is not timed, so that each finds the caches as it left them itself. In brackets
 is where that median lies, a 95% interval by the bootstrap over the pairs of this run, within seconds: on a machine that
-others share, runs minutes apart may differ by more (docs/log.md). ± is half the range of ours. The limit is what the bytes that must move take at the bandwidth of a copy, or
-the products that must be made at the rate of a large one, whichever is longer; both are measured in the same run, just
-before. More than 100% means that a part came from the caches. Memory is the most that a call holds beyond its inputs,
-its result included. What is freed stays with the process, so that a contender that allocates its result writes to
-memory in use as well: by default glibc gives large blocks back, and the system zeroes new ones for each call.
+others share, runs minutes apart may differ by more ([log](log.md)). ± is half the range of ours. The limit is what the
+bytes that must move take at the bandwidth of a copy, or the products that must be made at the rate of a large one,
+whichever is longer; both are measured in the same run, just before. More than 100% means that a part came from the
+caches. Memory is the most that a call holds beyond its inputs, its result included. What is freed stays with the
+process, so that a contender that allocates its result writes to memory in use as well: by default glibc gives large
+blocks back, and the system zeroes new ones for each call.
 `eager` is plain PyTorch as trainers write it, `compile` the same under torch.compile, `fbgemm` what torch has inside.
 """
 

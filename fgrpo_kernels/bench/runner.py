@@ -13,7 +13,7 @@ import torch
 
 from fgrpo_kernels.bench import intervals
 from fgrpo_kernels.bench.case import Case, Maker, NotHereError, Options, Run, WrongResultError, package_of
-from fgrpo_kernels.bench.clock import Clock, clock_of
+from fgrpo_kernels.bench.clock import Clock, Turn, clock_of
 from fgrpo_kernels.bench.limits import copy_bandwidth, matrix_rate
 from fgrpo_kernels.bench.memory import keep_freed_memory, peak_bytes, settle
 from fgrpo_kernels.bench.packages import how_to_get
@@ -23,6 +23,7 @@ from fgrpo_kernels.bench.tables import duration, times
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
+LONG_CALL = 0.25  # seconds: what such a call finds does not matter
 GPU_WARM_UP = 3  # calls before anything is measured
 
 
@@ -77,7 +78,7 @@ def _measure_case(case: Case, options: Options, clock: Clock) -> Iterator[Record
         try:
             run = prepare(case, name, data)
             if options.on_gpu:  # what compiling takes is not the call's
-                clock.turns([run], GPU_WARM_UP, [1])
+                clock.turns([Turn(run)], GPU_WARM_UP)
             peak = peak_bytes(run, options.device)  # on a CPU this is what warms up
             beside = [run] if our_run is None else [our_run, run]
             if not options.on_gpu:
@@ -116,22 +117,24 @@ def _limits(case: Case, options: Options) -> Record:
 def _seconds(runs: list[Run], options: Options, clock: Clock) -> list[list[float]]:
     """Seconds a call, a list for each of `runs`, each of which has been called before."""
     gc.collect()
-    once = [1] * len(runs)
-    first = clock.turns(runs, 1, once)
-    calls = _calls(first)
-    if any(number > 1 for number in calls):  # the first calls of something short say little
-        first = clock.turns(runs, 1, calls)
-        calls = _calls(first)
-    turn = sum(number * seconds[0] for number, seconds in zip(calls, first, strict=True))
-    rounds = options.rounds or min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(options.seconds / turn)))
-    if calls != once:
-        return clock.turns(runs, rounds, calls)
-    return [[*one, *more] for one, more in zip(first, clock.turns(runs, rounds - 1, calls), strict=True)]
+    first = clock.turns([Turn(run) for run in runs], 1)
+    turns = _turns(runs, first)
+    if short := any(turn.warm for turn in turns):  # its first call says little
+        first = clock.turns(turns, 1)
+        turns = _turns(runs, first)
+    round_s = sum((turn.calls + turn.warm) * seconds for turn, (seconds,) in zip(turns, first, strict=True))
+    rounds = options.rounds or min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(options.seconds / round_s)))
+    if short:
+        return clock.turns(turns, rounds)
+    return [[*one, *more] for one, more in zip(first, clock.turns(turns, rounds - 1), strict=True)]
 
 
-def _calls(turns: list[list[float]]) -> list[int]:
-    """Calls that make a turn long enough, by the seconds of one call."""
-    return [max(1, math.ceil(SHORTEST_TURN / seconds)) for (seconds,) in turns]
+def _turns(runs: list[Run], once: list[list[float]]) -> list[Turn]:
+    """Turns that are long enough, by the seconds of one call of each."""
+    return [
+        Turn(run, calls=max(1, math.ceil(SHORTEST_TURN / seconds)), warm=seconds < LONG_CALL)
+        for run, (seconds,) in zip(runs, once, strict=True)
+    ]
 
 
 def _figures(case: Case, seconds: list[float], limits: Record) -> Record:

@@ -14,7 +14,7 @@ from fgrpo_kernels import _C
 from fgrpo_kernels.bench import memory, ops, runner
 from fgrpo_kernels.bench.__main__ import main
 from fgrpo_kernels.bench.case import Case, NotHereError, Options, WrongResultError, require_close
-from fgrpo_kernels.bench.clock import HostClock
+from fgrpo_kernels.bench.clock import HostClock, Turn
 from fgrpo_kernels.bench.machine import header
 from fgrpo_kernels.bench.packages import whereabouts
 from fgrpo_kernels.bench.results import ResultFile, load, series
@@ -29,8 +29,8 @@ SMALL = Options(threads=1, rows=2, parameters=256, rounds=1)
 class FixedClock:
     """Seconds as each run says, instead of a clock's."""
 
-    def turns(self, runs, rounds, calls):
-        return [[run() for _ in range(rounds)] for run in runs]
+    def turns(self, turns, rounds):
+        return [[turn.run() for _ in range(rounds)] for turn in turns]
 
 
 def taking(*seconds):
@@ -77,6 +77,21 @@ def test_each_is_timed_in_turns_with_ours(measured):
     assert theirs["times_ours"] == 3.0  # of 4 and 2, which no quotient of medians gives
     assert (theirs["pairs"], theirs["times_ours_95"]) == ([4.0, 2.0, 4.0, 2.0], (2.0, 4.0))
     assert "times_ours" not in ours
+
+
+def test_a_turn_of_something_short_begins_with_a_call_that_is_not_timed(measured):
+    seen = []
+
+    class WatchingClock(FixedClock):
+        def turns(self, turns, rounds):
+            seen.append((rounds, [(turn.calls, turn.warm) for turn in turns]))
+            return super().turns(turns, rounds)
+
+    runner.clock_of = lambda device: WatchingClock()  # the fixture puts the real one back
+    short, _ = measured(case({"fgrpo": taking(1e-4), "eager": taking(0.5)}))
+    assert seen[:3] == [(1, [(1, False)]), (1, [(10, True)]), (4, [(10, True)])]
+    assert seen[-1] == (4, [(10, True), (1, False)])
+    assert short["seconds"] == [1e-4] * 4
 
 
 def test_whoever_fails_is_named_and_stops_nobody(measured):
@@ -140,8 +155,9 @@ def test_the_headline_is_against_the_fastest_of_others(measured):
 
 def test_the_clock_takes_turns():
     order = []
-    seconds = HostClock().turns([lambda: order.append("a"), lambda: order.append("b")], 2, [2, 1])
-    assert order == ["a", "a", "b", "a", "a", "b"]
+    turns = [Turn(lambda: order.append("a"), calls=2), Turn(lambda: order.append("b"), warm=True)]
+    seconds = HostClock().turns(turns, 2)
+    assert order == ["a", "a", "b", "b"] * 2
     assert [len(taken) for taken in seconds] == [2, 2]
 
 
@@ -278,7 +294,7 @@ def test_ours_is_held_to_an_instruction_set_and_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("faults", "seconds", "calls"),
     [
-        pytest.param([9999, 9999, 0], 60.0, 3, id="until there is none"),
+        pytest.param([9999, 0, 9999, 0, 0, 0], 60.0, 6, id="until there is none"),
         pytest.param([9999] * 20, 60.0, memory.MOST_CALLS, id="always new memory"),
         pytest.param([9999] * 20, 0.0, 1, id="long calls"),
     ],

@@ -61,16 +61,19 @@ def test_every_picture_of_the_page_is_there():
 
 def test_the_newest_files_figures_of_each_thing_by_date():
     contents = {
-        Path("a.json"): written(headline("round", "9 s"), headline("round", "2x", "Flower|float32")),
-        Path("b.json"): written(headline("round", "8 s"), headline("encode", "1.5 G/s"), date="2026-12-01"),
+        Path("a_Zen-3.json"): written(headline("round", "9 s"), headline("round", "2x", "Flower|float32")),
+        Path("b_Zen-3.json"): written(headline("round", "8 s"), headline("encode", "1.5 G/s"), date="2026-12-01"),
         Path("c.json"): written(date="2026-12-03"),
     }
     assert headlines.table(headlines.rows(contents), "results") == (
-        "| what | case | figure | against | measured |\n"
+        "| what | again | figure | against | measured |\n"
         "|---|---|---|---|---|\n"
-        "| [encode](results/b.json) |  | 1.5 G/s | torch | Zen 3; 2026-12-01, commit 0123456 |\n"
-        "| [round](results/a.json) |  | 2x | Flower\\|float32 | Zen 3; 2026-12-02, commit 0123456 |\n"
-        "| [round](results/a.json) |  | 9 s | torch | Zen 3; 2026-12-02, commit 0123456 |\n"
+        "| [encode](results/b_Zen-3.json) | `python benchmarks/bench_b.py` | 1.5 G/s | torch "
+        "| Zen 3; 2026-12-01, commit 0123456 |\n"
+        "| [round](results/a_Zen-3.json) | `python benchmarks/bench_a.py` | 2x | Flower\\|float32 "
+        "| Zen 3; 2026-12-02, commit 0123456 |\n"
+        "| [round](results/a_Zen-3.json) | `python benchmarks/bench_a.py` | 9 s | torch "
+        "| Zen 3; 2026-12-02, commit 0123456 |\n"
     )
 
 
@@ -126,10 +129,10 @@ def test_places_are_filled_and_the_rest_stays(repository):
     made = pages(repository)
     assert made[repository / "README.md"] == (
         "# Title\n\n<!-- bench: headlines -->\n"
-        "| what | case | figure | against | measured |\n"
+        "| what | again | figure | against | measured |\n"
         "|---|---|---|---|---|\n"
-        "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | gram: int4 | 0.25 s | torch "
-        "| Zen 3; 2026-12-02, commit 0123456 |\n"
+        '| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | `python -m fgrpo_kernels.bench gram --only "int4"` '
+        "| 0.25 s | torch | Zen 3; 2026-12-02, commit 0123456 |\n"
         "<!-- bench end -->\n\nMore.\n"
     )
     section = made[repository / "docs" / "codec.md"]
@@ -211,12 +214,12 @@ def test_the_commands_about_results(repository, monkeypatch, capsys):
     assert capsys.readouterr().out == "every page is up to date\n"
     assert main(["report", str(results)]) == 0
     shown = capsys.readouterr().out
-    assert "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | gram: int4 | 0.25 s |" in shown
+    assert "| [gram](benchmarks/results/gram_Zen-3_2026-12-02.json) | `python -m fgrpo_kernels.bench gram" in shown
     assert "Not measured yet: `python -m fgrpo_kernels.bench encode`." in shown
     assert main(["compare", *map(str, sorted(results.glob("gram_*")))]) == 0
     shown = capsys.readouterr().out
     assert "500 ->        250 ms   0.50 of it" in shown
-    assert "2.00 [1.80, 2.20] -> 4.00 [3.60, 4.40] times as long as ours: more" in shown
+    assert "2.00 [1.80, 2.20] -> 4.00 [3.60, 4.40] times as long as ours: larger" in shown
 
 
 @pytest.mark.parametrize(
@@ -238,10 +241,13 @@ def test_a_command_ends_with_one_line(error, message, monkeypatch):
         runpy.run_module("fgrpo_kernels.bench", run_name="__main__")
 
 
-def two_runs(ours=1.0, others=1.0, scatter=0.0):
-    """A run, and another in which ours takes `ours` times as long and the others `others` times, more or less."""
+def two_runs(ours=1.0, others=1.0, scatter=0.0, width=0.1):
+    """A run, and another in which ours takes `ours` times as long and the others `others` times, more or less; a run's
+    own rounds lie `width` apart."""
     records = [record("sums", "fgrpo", 1.0, shape={})]
     records += [record("sums", name, 2.0, shape={}) for name in ("eager", "trl", "liger", "quack")]
+    for one in records:
+        one["seconds"] = [(1 + width * step) * one["median_s"] for step in (-1, 0, 1)]
     before = op_results("gram", records)
     after = copy.deepcopy(before)
     factors = [ours, *(others * (1 + scatter * sign) for sign in (-1, 1, -1, 1))]
@@ -255,12 +261,13 @@ def two_runs(ours=1.0, others=1.0, scatter=0.0):
     ("given", "word"),
     [
         pytest.param({}, "same", id="nothing changed"),
+        pytest.param({"width": 0.2}, "cannot tell", id="rounds that lie apart"),
         pytest.param({"ours": 0.7}, "faster", id="faster"),
         pytest.param({"ours": 1.4}, "slower", id="slower"),
-        pytest.param({"ours": 1.1}, "same", id="within the rounds' scatter"),
+        pytest.param({"ours": 1.1}, "cannot tell", id="within the rounds' scatter"),
         pytest.param({"ours": 1.5, "others": 1.5}, "same", id="a slower machine"),
         pytest.param({"others": 1.5}, "faster", id="in spite of a slower machine"),
-        pytest.param({"ours": 0.7, "scatter": 0.5}, "same", id="the others moved as much"),
+        pytest.param({"ours": 0.7, "scatter": 0.5}, "cannot tell", id="the others moved as much"),
     ],
 )
 def test_a_verdict_knows_noise(given, word):
