@@ -22,7 +22,7 @@ from fgrpo_kernels.bench.shapes import dtype_of, name_of
 from fgrpo_kernels.bench.tables import duration, times
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
-SHORTEST_TURN = 1e-3  # seconds: a shorter one is mostly the clock
+SHORTEST_TURN = 5e-3  # seconds: of what takes microseconds, rounds would else be over within a moment
 LONG_CALL = 0.25  # seconds: what such a call finds does not matter
 GPU_WARM_UP = 3  # calls before anything is measured
 

@@ -89,8 +89,8 @@ def test_a_turn_of_something_short_begins_with_a_call_that_is_not_timed(measured
 
     runner.clock_of = lambda device: WatchingClock()  # the fixture puts the real one back
     short, _ = measured(case({"fgrpo": taking(1e-4), "eager": taking(0.5)}))
-    assert seen[:3] == [(1, [(1, False)]), (1, [(10, True)]), (4, [(10, True)])]
-    assert seen[-1] == (4, [(10, True), (1, False)])
+    assert seen[:3] == [(1, [(1, False)]), (1, [(50, True)]), (4, [(50, True)])]
+    assert seen[-1] == (4, [(50, True), (1, False)])
     assert short["seconds"] == [1e-4] * 4
 
 
