@@ -15,7 +15,7 @@ import torch
 
 from fgrpo_kernels.bench.case import Run
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 SETTLED = 256  # page faults a call, 1 MiB
 CALMED = 3  # calls one after the other that took none, until it is believed
 MOST_CALLS = 12  # until then
@@ -32,6 +32,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
+        mallopt(_ARENA_MAX, 1)  # others than the first give a heap back when nothing is left in it
 
 
 def settle(runs: Sequence[Run], seconds: float) -> None:
