@@ -22,9 +22,8 @@ from fgrpo_kernels.bench.results import Record
 from fgrpo_kernels.bench.tables import times
 
 FLOOR = math.log(1.02)  # less than this is not a change, however sharp
-UNKNOWN = math.log(1.05)  # the scatter between runs where no other contender shows it
 KNOWN = math.log(1.25)  # who cannot exclude more than this knows nothing
-AGAIN = math.log(1.2)  # a ratio that moves by less is the same
+AGAIN = math.log(1.2)  # a ratio that moves by less is the same; the scatter of times that too few others show
 VERSIONS = ("device", "torch", "triton", "python")
 
 Key = tuple[str, str, str, str]  # op, case, contender; shape, threads and instruction set
@@ -77,10 +76,10 @@ def machine(before: Sequence[float], after: Sequence[float]) -> tuple[float, flo
     """From the seconds of code that did not change: log of what the machine did, and how far the rest lies apart."""
     moved = [math.log(b / a) for a, b in zip(before, after, strict=True)]
     if not moved:
-        return 0.0, UNKNOWN
+        return 0.0, AGAIN
     drift = statistics.median(moved)
     apart = sorted(abs(x - drift) for x in moved)
-    return drift, max(FLOOR, apart[math.ceil(0.8 * len(apart)) - 1] if len(apart) > 2 else UNKNOWN)
+    return drift, max(FLOOR, apart[math.ceil(0.8 * len(apart)) - 1] if len(apart) > 2 else AGAIN)
 
 
 def judge(before: Record, after: Record, drift: float, scatter: float, key: Key) -> Verdict:
