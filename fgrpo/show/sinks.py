@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from fgrpo.config import Config
-from fgrpo.errors import RunError
+from fgrpo.errors import ConfigError, RunError
 from fgrpo.importing import check_report_to
 from fgrpo.run_folder import RunFolder
 from fgrpo.show.curves import CurveWriter, Sink
@@ -65,10 +65,16 @@ class Tracker:
 
     `RUN/wandb.json` (`RUN/trackio.json`) says which run it is there and how many rounds it has, so that a resumed run
     goes on as the same one.
+
+    Raises:
+        ConfigError: the library cannot be imported.
     """
 
     def __init__(self, name: str, config: Config, folder: RunFolder) -> None:
-        self._library: Any = import_module(name)
+        try:
+            self._library: Any = import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"report_to: {name} is installed but cannot be imported: {error}") from error
         self._name, self._config, self._folder = name, config, folder
         self._file = folder.path / f"{name}.json"
 

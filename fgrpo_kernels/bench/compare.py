@@ -5,7 +5,7 @@ Two things look like a change and are none: the scatter of a run's own rounds, a
 the other time. The first is an interval about the ratio of the medians, from resampled rounds. For the second there are
 the other contenders, whose code is not ours: by how much their times moved together is the machine's part, and by how
 much they moved apart is what a change must exceed. A ratio to another contender needs no such correction, as both were
-timed in turns, but where others share a machine it moves by some 15% from minute to minute (docs/log.md).
+timed in turns, but where others share a machine it moves from minute to minute (docs/log.md).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
-        mallopt(_ARENA_MAX, 1)  # others than the first give a heap back when nothing is left in it
+        mallopt(_ARENA_MAX, 1)  # one heap, so that what one thread frees another finds
 
 
 def settle(runs: Sequence[Run], seconds: float) -> None:

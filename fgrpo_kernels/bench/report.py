@@ -32,10 +32,11 @@ Written by `python -m fgrpo_kernels.bench report` from [benchmarks/results](../b
     python -m fgrpo_kernels.bench compare A B        # two files or folders: faster or slower; ratios again or not
 
 To repeat a figure: the command beside it below, then `compare` with the file that it links to and the one that is
-written. Of ours it says faster, slower, or the same (within 25%), where it has taken out what the machine did: by how
-much the other contenders' times moved. Of a ratio it says larger, smaller, or found again (within 20%). An interval too
-wide for any of these gives: cannot tell. A ratio may move where neither time of its own does: another tenant's traffic
-slows what is bound by memory (our mean, our encoder) for seconds or minutes, and not what is bound by arithmetic.
+written. Of ours it says faster, slower, or the same (within 25%, scatter included), where it has taken out what the
+machine did: by how much the other contenders' times moved. Of a ratio it says larger, smaller, or found again (within
+20%). An interval too wide for any of these gives: cannot tell. A ratio may move though the medians do not: on the
+machines used so far, what needs much memory bandwidth (our mean, our encoder) runs at one of two speeds for seconds or
+minutes, we think by other tenants' traffic.
 
 `python` is the environment's (`source .venv/bin/activate`); `--only WORD` takes the cases with a word in their names.
 Rivals that are not installed are named with the command that installs them; all of them: `pip install -e '.[bench]'`.

@@ -276,6 +276,24 @@ def test_a_verdict_knows_noise(given, word):
     assert f"took {given.get('others', 1.0):.2f} times as long" in text or "scatter" in given
 
 
+def test_with_one_other_contender_a_small_change_cannot_be_told():
+    before = op_results("gram", [record("sums", "fgrpo", 1.0, shape={}), record("sums", "eager", 2.0, shape={})])
+    after = copy.deepcopy(before)
+    after["results"][0]["seconds"] = [1.12, 1.13, 1.14]
+    before["results"][0]["seconds"] = [1.0, 1.0, 1.0]
+    after["results"][0]["median_s"] = 1.13
+    assert compare({Path("a"): before}, {Path("b"): after}).endswith(": cannot tell")
+
+
+def test_of_a_folder_the_newest_file_counts_and_instruction_sets_are_not_mixed():
+    before = op_results("gram", [record("sums", "fgrpo", 1.0, shape={})])
+    newer = op_results("gram", [record("sums", "fgrpo", 0.5, shape={})], date="2026-12-03T00:00:00+00:00")
+    held = op_results("gram", [record("sums", "fgrpo", 9.0, shape={})], date="2026-12-04T00:00:00+00:00")
+    held["settings"]["simd"] = "avx2"
+    files = {Path("x-2.json"): newer, Path("x.json"): before, Path("y.json"): held}
+    assert "1000 ->        500 ms" in compare({Path("a"): before}, files)
+
+
 def test_what_else_differs_is_said():
     a = op_results("gram", [record("sums", "fgrpo", 1.0, shape={})])
     b = copy.deepcopy(a)

@@ -185,6 +185,15 @@ def test_a_tracker_that_is_missing_or_refuses_is_one_line(folder, monkeypatch):
     with pytest.raises(ConfigError, match=r"^report_to: wandb is not installed: pip install wandb$"):
         curve_writer(Config(report_to=["wandb"]), folder)
 
+    def broken(name):
+        raise ImportError("libfoo.so is missing")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(__spec__="of a module that is there"))
+    with monkeypatch.context() as patched:
+        patched.setattr("fgrpo.show.sinks.import_module", broken)
+        with pytest.raises(ConfigError, match=r"^report_to: wandb is installed but cannot be imported: libfoo"):
+            curve_writer(Config(report_to=["wandb"]), folder)
+
     def refuse(**options):
         raise ValueError("no API key")
 
