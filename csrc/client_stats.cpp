@@ -1,8 +1,9 @@
 #include "client_stats.h"
 
 #include <algorithm>
+#include <cmath>
 
-#include "gram_kernels.h"
+#include "kernels.h"
 #include "payloads.h"
 
 namespace fgrpo {
@@ -11,15 +12,10 @@ namespace {
 // A tile of the mean, in the two forms that codes and values are multiplied with.
 class TileMean {
   public:
-    explicit TileMean(std::span<const float> values)
-        : values_(values),
-          whole_(size() % kSmallestBlock == 0 && gram_kernels().split_mean(values.data(), size(), &digits_)) {
-    }
+    explicit TileMean(std::span<const float> values) : values_(values) {}
 
     std::size_t size() const { return values_.size(); }
-
-    // Null where digits do not hold every value.
-    const MeanDigits* digits() const { return whole_ ? &digits_ : nullptr; }
+    const float* values() const { return values_.data(); }
 
     // As float64, padded with zeros to a multiple of 16; made when it is first asked for.
     const double* wide() {
@@ -34,23 +30,22 @@ class TileMean {
 
   private:
     std::span<const float> values_;
-    MeanDigits digits_;
-    bool whole_, widened_ = false;
+    bool widened_ = false;
     alignas(64) double wide_[kTile];
 };
 
-// Products of codes with integers, several times as fast as those of values. False, and nothing is added, where they
-// do not say all: in blocks that are not whole, and where a value is beyond float32.
+// False, and nothing is added, where codes do not say all: in blocks that are not whole, where a decoded value is beyond
+// float32, and where a code's product with the mean is.
 bool add_by_codes(const Payload& payload, std::size_t first, const TileMean& mean, ClientStats& stats) {
     const auto [codec, block] = payload.format;
-    if (!mean.digits() || !has_scales(codec) || (mean.size() & (block - 1)) != 0) return false;
+    if (!has_scales(codec) || (mean.size() & (block - 1)) != 0) return false;
     const Term term = term_at(payload, first, 1.0f);
-    double sums[4] = {};
-    const std::uint32_t largest = gram_kernels().add_products_with_mean[static_cast<int>(codec)](
-        term.codes, term.scales, block, mean.size(), *mean.digits(), sums);
-    if (largest >= largest_scale(codec)) return false;
-    stats.squared_norm += sums[0];
-    stats.dot_with_mean += ((sums[1] * 0x1p16 + sums[2]) * 0x1p15 + sums[3]) * mean.digits()->unit;
+    double squared_norm = 0.0, dot = 0.0;
+    const std::uint32_t largest = kernels().code_moments[static_cast<int>(codec)](
+        term, block, mean.size(), mean.values(), &squared_norm, &dot);
+    if (largest >= largest_scale(codec) || !std::isfinite(dot)) return false;
+    stats.squared_norm += squared_norm;
+    stats.dot_with_mean += dot;
     return true;
 }
 

@@ -104,7 +104,8 @@ void decode(const Payload& payload, std::span<float> out, int threads = 0);
 void aggregate(std::span<const Payload> payloads, std::span<const float> weights, std::span<float> out,
                int threads = 0);
 
-// As aggregate(), and stats[k] about payload k of the list, in float64; the same bits for any order, too.
+// As aggregate(), and stats[k] about payload k of the list, in float64; the same bits for any order, too. Products of
+// codes with `out` are added up in float32 within a block: of 64 values at most six roundings follow each other.
 struct ClientStats {
     double squared_norm;   // of the decoded delta
     double dot_with_mean;  // of the decoded delta and `out`

@@ -2,7 +2,6 @@
 #include "gram_kernels.h"
 
 #include "integers.h"
-#include "mean_digits.h"
 
 namespace fgrpo {
 namespace {
@@ -204,7 +203,6 @@ constinit const GramKernels FGRPO_SIMD = {
     FGRPO_SIMD_NAME,   {unpack<8>, unpack<4>, unpack<2>},
     add_code_products, add_value_products,
     add_code_squares,  add_value_squares,
-    split_mean,        {add_products_with_mean<8>, add_products_with_mean<4>, add_products_with_mean<2>},
 };
 }  // namespace gram_tables
 

@@ -1,4 +1,4 @@
-// The inner loops of gram.cpp and client_stats.cpp, compiled once per instruction set like those of kernels.h.
+// The inner loops of gram.cpp, compiled once per instruction set like those of kernels.h.
 //
 // They work on a chunk of values of up to kRows payloads at a time, a row each: their codes, or their values.
 #pragma once
@@ -26,12 +26,6 @@ struct ValueRows {
     std::size_t count;
 };
 
-// Of a tile of the mean, value i = ((digits[0][i] * 2^16 + digits[1][i]) * 2^15 + digits[2][i]) * unit.
-struct MeanDigits {
-    alignas(64) std::int16_t digits[3][kTile];
-    double unit;
-};
-
 struct GramKernels {
     const char* name;
 
@@ -51,16 +45,6 @@ struct GramKernels {
     void (*add_code_squares)(const std::int16_t* codes, const double* scales, std::size_t run,
                              std::size_t runs, double* sum);
     void (*add_value_squares)(const float* values, std::size_t N, double* sum);
-
-    // Cuts N values into digits, N a multiple of the smallest block. False where they do not hold all of it: where a
-    // value is not finite, or too small beside the largest.
-    bool (*split_mean)(const float* values, std::size_t N, MeanDigits* mean);
-
-    // sums[0] += the product of N codes with themselves, the others += those with each digit, run by run; N is a
-    // multiple of the block. Returns the bits of the largest magnitude of a scale. [codec]
-    std::uint32_t (*add_products_with_mean[3])(const std::uint8_t* codes, const bfloat16* scales,
-                                               std::size_t block, std::size_t N, const MeanDigits& mean,
-                                               double* sums);
 };
 
 // The table for the instruction set in use (see use_simd).

@@ -65,28 +65,6 @@ inline void unpack(const uint8_t* codes, size_t block, size_t N, int16_t* unpack
     unpack_blocks<bits, 8>(codes, block, N, unpacked);
 }
 
-// The lower 16 bits of each integer, a's before b's.
-inline Shorts lower_halves(Ints a, Ints b) {
-#if defined(__AVX512F__)
-    Shorts every_other;
-    for (size_t i = 0; i < kShorts; ++i) every_other[i] = static_cast<int16_t>(2 * i);
-    return (Shorts)_mm512_permutex2var_epi16((__m512i)a, (__m512i)every_other, (__m512i)b);
-#elif defined(__AVX2__)
-    // Each half of a register is packed by itself.
-    const __m256i mixed = _mm256_packs_epi32((__m256i)(a << 16 >> 16), (__m256i)(b << 16 >> 16));
-    return (Shorts)_mm256_permute4x64_epi64(mixed, 0b11011000);
-#elif defined(__SSE2__)
-    return (Shorts)_mm_packs_epi32((__m128i)(a << 16 >> 16), (__m128i)(b << 16 >> 16));
-#else
-    Shorts halves;
-    for (size_t i = 0; i < kLanes; ++i) {
-        halves[i] = static_cast<int16_t>(a[i]);
-        halves[kLanes + i] = static_cast<int16_t>(b[i]);
-    }
-    return halves;
-#endif
-}
-
 // Products of neighbours, added in pairs.
 inline Ints multiply_add(Shorts a, Shorts b) {
 #if defined(__AVX512F__)

@@ -27,6 +27,7 @@ constinit const Kernels FGRPO_SIMD = {
     {accumulate_codes<8>, accumulate_codes<4>, accumulate_codes<2>, accumulate_values<bfloat16>,
      accumulate_values<float>},
     moments,
+    {code_moments<8>, code_moments<4>, code_moments<2>},
     stream,
     fence,
 };

@@ -95,6 +95,12 @@ struct Kernels {
     void (*moments)(const float* values, const double* mean, std::size_t N, double* squared_norm,
                     double* dot);
 
+    // The same of a term's N decoded values, whole blocks, by its codes. A block's products of codes with the mean are
+    // added up in float32, in sixteen sums (eight of a block of eight bytes); all else is exact or in float64. Where a
+    // sum passes float32 the dot product is not finite. Returns the bits of the largest magnitude of a scale. [codec]
+    std::uint32_t (*code_moments[3])(const Term& term, std::size_t block, std::size_t N, const float* mean,
+                                     double* squared_norm, double* dot);
+
     // out[i] = tile[i], past the caches where out is aligned to 64 bytes. Needs fence() before another thread
     // reads.
     void (*stream)(const float* tile, std::size_t N, float* out);

@@ -201,7 +201,8 @@ def aggregate_with_stats(
     """`aggregate`, the same to the bit, and each client's squared norm and dot product with the result.
 
     They are summed in float64 while the codes are at hand, the same to the bit for any number of threads and any order
-    of the list. Raises as `aggregate` does.
+    of the list; only the products of `int8`, `int4` and `int2` with the result are first added up in float32 within a
+    block (of 64 values to a relative 4e-7 at worst, and some 1e-10 over a million). Raises as `aggregate` does.
 
     Example:
         >>> a, b = (encode(torch.full((2,), x), codec="bf16") for x in (1.0, 3.0))
