@@ -119,24 +119,6 @@ void add_code_moments(const uint8_t* codes, const Factors& factors, size_t N, co
 }
 
 template <int bits>
-constexpr auto add_for_block(size_t block) {
-    switch (block) {
-        case 32:
-            return add_code_moments<bits, 32>;
-        case 64:
-            return add_code_moments<bits, 64>;
-        case 128:
-            return add_code_moments<bits, 128>;
-        case 256:
-            return add_code_moments<bits, 256>;
-        case 512:
-            return add_code_moments<bits, 512>;
-        default:
-            return add_code_moments<bits, kLargestBlock>;
-    }
-}
-
-template <int bits>
 uint32_t code_moments(const Term& term, size_t block, size_t N, const float* mean, double* squared_norm,
                       double* dot) {
     Factors factors;
@@ -149,7 +131,25 @@ uint32_t code_moments(const Term& term, size_t block, size_t N, const float* mea
         const uint32_t magnitude = static_cast<uint32_t>(term.scales[b]) & 0x7fffu;
         largest_scale = magnitude > largest_scale ? magnitude : largest_scale;
     }
-    add_for_block<bits>(block)(term.codes, factors, N, mean, squared_norm, dot);
+    switch (block) {
+        case 32:
+            add_code_moments<bits, 32>(term.codes, factors, N, mean, squared_norm, dot);
+            break;
+        case 64:
+            add_code_moments<bits, 64>(term.codes, factors, N, mean, squared_norm, dot);
+            break;
+        case 128:
+            add_code_moments<bits, 128>(term.codes, factors, N, mean, squared_norm, dot);
+            break;
+        case 256:
+            add_code_moments<bits, 256>(term.codes, factors, N, mean, squared_norm, dot);
+            break;
+        case 512:
+            add_code_moments<bits, 512>(term.codes, factors, N, mean, squared_norm, dot);
+            break;
+        default:
+            add_code_moments<bits, kLargestBlock>(term.codes, factors, N, mean, squared_norm, dot);
+    }
     return largest_scale;
 }
 
