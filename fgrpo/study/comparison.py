@@ -67,6 +67,7 @@ class Row:
         rounds_to_90: median rounds to 90% of the best final accuracy that a federated arm has in this scenario.
         rounds_to_reference: median rounds to the reference arm's final accuracy with the same seed.
         of_centralised: final accuracy as a share of the centralised baseline's.
+        quarantined: replies of a run that were not used, on average.
         against: None for the reference arm itself.
     """
 
@@ -84,6 +85,7 @@ class Row:
     rounds_to_90: float
     rounds_to_reference: float | None
     of_centralised: float | None
+    quarantined: float
     against: Against | None
 
 
@@ -136,6 +138,7 @@ def _row(run: Runs, reference: Runs | None, best: float, central: float | None, 
         rounds_to_90=median(rounds_to(curve.rounds, curve.mean, _NEAR_BEST * best) for curve in curves.values()),
         rounds_to_reference=median(to_reference) if to_reference else None,
         of_centralised=fmean(finals) / central if central else None,
+        quarantined=fmean(result.quarantined for result in run.results.values()),
         against=None if run is reference else against(curves, others, last),
     )
 

@@ -47,27 +47,32 @@ def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
 
 def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool = False) -> TextTable:
     """Return what every arm came to in a scenario; `brief` fits a terminal of 80 columns."""
-    cells, warnings = [], []
+    cells, warnings, unused = [], [], []
     for row in (row for row in rows if row.scenario == scenario):
         value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
         if own := study.arm(row.arm).tune:
             value = f"{own} {value}"
         if row.choice.at_edge:
             warnings.append(row.arm)
+        if row.quarantined:
+            unused.append(f"{row.arm} {row.quarantined:.3g}")
         cells.append((row.arm, value, *_measured(row), *_compared(row)))
     central = any(row.of_centralised is not None for row in rows)
     columns = (
         *(study.arm_word, study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
         *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
     )
-    note = f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"
+    notes = [f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"] * bool(
+        warnings
+    )
+    notes += [f"replies that were not used, a run: {', '.join(unused)}"] * bool(unused)
     left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
     keep = [at for at in range(len(columns)) if at not in left_out]
     return TextTable(
         scenario if study.sweep_of is None else "What each configuration came to",
         tuple(columns[at] for at in keep),
         tuple(tuple(line[at] for at in keep) for line in cells),
-        note=note if warnings else "",
+        note="; ".join(notes),
     )
 
 

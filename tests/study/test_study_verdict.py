@@ -71,6 +71,14 @@ def test_fewer_rounds_with_their_interval_and_none_where_nothing_was_learned(stu
     assert "restless" not in how_to_read(small, table.columns), "a column that is not shown"
 
 
+def test_replies_that_were_not_used_are_told(study):
+    small = study("seeds: 2\nlast: 1")
+    found = made_up(small, dict.fromkeys(ARMS, [0.2, 0.2]))
+    assert scenario_table(small, "small", found).note == ""
+    found = [replace(row, quarantined=48.0 if row.arm == ARMS[1] else 0.0) for row in found]
+    assert scenario_table(small, "small", found).note == f"replies that were not used, a run: {ARMS[1]} 48"
+
+
 def test_one_arm_alone_is_compared_with_nothing(study):
     small = study("seeds: 2\nlast: 1")
     small = replace(small, arms=small.arms[:1])
