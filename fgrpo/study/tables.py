@@ -62,10 +62,11 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool
         *(study.arm_word, study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
         *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
     )
-    notes = [f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}"] * bool(
-        warnings
-    )
-    notes += [f"replies that were not used, a run: {', '.join(unused)}"] * bool(unused)
+    notes = []
+    if warnings:
+        notes.append(f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}")
+    if unused:
+        notes.append(f"replies that were not used, a run: {', '.join(unused)}")
     left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
     keep = [at for at in range(len(columns)) if at not in left_out]
     return TextTable(

@@ -73,7 +73,7 @@ def test_fewer_rounds_with_their_interval_and_none_where_nothing_was_learned(stu
 
 def test_replies_that_were_not_used_are_told(study):
     small = study("seeds: 2\nlast: 1")
-    found = made_up(small, dict.fromkeys(ARMS, [0.2, 0.2]))
+    found = made_up(small, {arm: [0.2, 0.2] for arm in ARMS})
     assert scenario_table(small, "small", found).note == ""
     found = [replace(row, quarantined=48.0 if row.arm == ARMS[1] else 0.0) for row in found]
     assert scenario_table(small, "small", found).note == f"replies that were not used, a run: {ARMS[1]} 48"
