@@ -87,19 +87,26 @@ def play(kind, config, policy):
 def start(policy):
     """Global parameters as after some rounds: peft's second matrices are 0 at first, and hide the first ones.
 
-    The seed is one for which few gradients are all rounding (see assert_alike).
+    The seed is one for which few gradients are all rounding (see assert_near).
     """
     return 0.05 * torch.randn(Manifest.of(policy.model).size, generator=torch.Generator().manual_seed(6))
+
+
+def assert_near(found_P, expected_P):
+    """Equal but for rounding, and for a few gradients that are all rounding.
+
+    Adam divides a gradient by its own size, so such a one moves as far as any other: one of 34,816 on some machines.
+    The ten that differ most are held to a tenth of the largest change.
+    """
+    differences_P = (found_P - expected_P).abs().sort().values
+    assert differences_P[:-10].norm() <= 2e-5 * expected_P.norm()
+    assert differences_P[-1] <= 0.1 * expected_P.abs().max()
 
 
 def assert_alike(found, expected):
     (found_P, report), (expected_P, expected_report) = found, expected
     assert expected_P.norm() > 0.01
-    # Adam divides a gradient by its own size, so one that is all rounding moves as far as any other: one in 34,816 on
-    # some machines. The ten that differ most are held to a tenth of the largest change, all others to rounding.
-    differences_P = (found_P - expected_P).abs().sort().values
-    assert differences_P[:-10].norm() <= 2e-5 * expected_P.norm()
-    assert differences_P[-1] <= 0.1 * expected_P.abs().max()
+    assert_near(found_P, expected_P)
     assert replace(report, seconds={}, metrics={}) == replace(expected_report, seconds={}, metrics={})
     assert report.metrics == pytest.approx(expected_report.metrics, rel=1e-3, abs=1e-5)
     assert report.seconds.keys() == expected_report.seconds.keys()
@@ -211,11 +218,7 @@ def test_an_equal_prompt_of_two_clients_is_each_ones_own(config, policy):
         ends.append([decode(unpack(reply.payload)[1]) for reply in replies])
     assert not torch.equal(*ends[1]), "they sample with seeds of their own"
     for found_P, expected_P in zip(*ends, strict=True):
-        # Adam divides a gradient by its own size, so one that is all rounding moves as far as any other: one in 34,816 on
-    # some machines. The ten that differ most are held to a tenth of the largest change, all others to rounding.
-    differences_P = (found_P - expected_P).abs().sort().values
-    assert differences_P[:-10].norm() <= 2e-5 * expected_P.norm()
-    assert differences_P[-1] <= 0.1 * expected_P.abs().max()
+        assert_near(found_P, expected_P)
 
 
 def test_each_row_gets_its_own_clients_adapter(policy):
