@@ -35,7 +35,7 @@ void moments(const float* values, const double* mean, size_t N, double* squared_
     *dot += total(products);
 }
 
-// Blocks whose sums are left in lanes, to be added across all at once: one by one they would wait for each other.
+// Blocks whose sums are left in lanes, to be added across all at once, which is faster than one by one.
 inline constexpr size_t kWaiting = 8;
 
 // Of sums in lanes, those of every fourth lane: halves are added until four are left.
