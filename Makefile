@@ -9,6 +9,8 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off --n
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/tests/*.cpp csrc/fuzz/*.h csrc/fuzz/*.cpp)
 # OpenMP threads that wait by spinning stall everything on a machine that is busy with something else.
 export GOMP_SPINCOUNT ?= 0
+# Containers often switch off the cache of compiled modules: each of the many processes here would then compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: train setup train-smollm2 test bench fuzz hub gpu gpu-test gpu-measure gpu-sweep gpu-train gpu-build gpu-coverage lint format clean
 

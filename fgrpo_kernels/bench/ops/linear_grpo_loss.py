@@ -28,11 +28,12 @@ def cases(options: Options) -> Iterator[Case]:
     few = {name: everyone[name] for name in ("fgrpo", "eager", "trl, completions only")}
     yield _case("half padding, a third degenerate", options, shape, everyone, 0.5, 1 / 3, in_readme=named)
     # On a CPU some of the others take seconds a call, and a minute to compile.
+    sequences = sequences if options.on_gpu else max(1, sequences // 2)
+    shape = (sequences, *shape[1:])
     yield _case("every row informative", options, shape, everyone if options.on_gpu else few)
     for fewer in (sequences // 4, sequences // 2):
         if fewer >= 1:
             yield _case(f"every row informative, {fewer * tokens} rows", options, (fewer, *shape[1:]), few)
-    shape = shape if options.on_gpu else (max(1, sequences // 2), *shape[1:])
     yield _case("frozen head", options, shape, {name: frozen[name] for name in few}, frozen=True)
     yield _case("cross-entropy", options, shape, head.cross_entropy_contenders(), exact=head.eager_cross_entropy)
 
