@@ -14,7 +14,7 @@ from fgrpo.engines.base import Engine, Observer
 from fgrpo.engines.choice import chosen, open_engine
 from fgrpo.errors import Interrupted, RunError
 from fgrpo.federation import play
-from fgrpo.importing import find_rewards
+from fgrpo.importing import check_report_to, find_rewards
 from fgrpo.lock import held
 from fgrpo.paths import check_free
 from fgrpo.records import ClientData, Evaluation, Failure, ServerState
@@ -47,6 +47,7 @@ def resume(path: Path, overrides: Sequence[str], observe: MakeObserver, start: O
     folder = RunFolder.open(path)
     config, changes = changed(folder, overrides)
     check_rounds_left(folder, config.rounds, changes)
+    check_report_to(config)
     config = _decided(config)
     with _interruptible(folder), held(folder.path), start(config) as engine:
         _check_data(engine, folder)

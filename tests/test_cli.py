@@ -269,6 +269,13 @@ def test_a_tracker_that_is_missing_is_told_before_anything_is_loaded(config, mon
     assert capsys.readouterr().err == "fgrpo: error: report_to: wandb is not installed: pip install wandb\n"
 
 
+def test_a_tracker_that_is_missing_is_told_before_a_run_goes_on(finished, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("fgrpo.experiment.held", lambda path: pytest.fail(f"opens {path}"))
+    assert main(["resume", str(finished[0]), "--rounds=9", "--report_to", "[wandb]"]) == 1
+    assert capsys.readouterr().err.endswith("fgrpo: error: report_to: wandb is not installed: pip install wandb\n")
+
+
 @pytest.mark.parametrize(("word", "near"), [("trian", "; did you mean 'train'?"), ("zzz", "")])
 def test_an_unknown_command_is_one_line_with_the_nearest(word, near, capsys):
     with pytest.raises(SystemExit, match="2"):
