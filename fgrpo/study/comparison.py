@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
@@ -13,7 +13,7 @@ from fgrpo.records import Evaluation
 from fgrpo.show.changes import accuracy_change, mean_change
 from fgrpo.study.agenda import Find, played
 from fgrpo.study.intervals import Estimate, bootstrap, mean_estimate, t_interval
-from fgrpo.study.measures import Choice, Curve, rounds_to
+from fgrpo.study.measures import Choice, Curve, cost_of
 from fgrpo.study.plan import Pair
 from fgrpo.study.result import Result
 from fgrpo.study.spec import Study
@@ -44,6 +44,7 @@ class Against:
             the reference's mean curve is as high from the start: it has learned nothing.
         speed_up_by_seed: the geometric mean of the same per seed, its interval by t on the logarithms; None if a seed
             never gets there, or where there is no speed_up.
+        sample_efficiency: `speed_up` in completions for rounds; None also where nobody knows how many were sampled.
     """
 
     seeds: int
@@ -51,6 +52,7 @@ class Against:
     worst: Estimate
     speed_up: Estimate | None
     speed_up_by_seed: Estimate | None
+    sample_efficiency: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Row:
         rounds_to_reference: median rounds to the reference arm's final accuracy with the same seed.
         of_centralised: final accuracy as a share of the centralised baseline's.
         quarantined: replies of a run that were not used, on average.
+        completions: that the clients of a run sampled, on average; None where that is not known of every run.
         against: None for the reference arm itself.
     """
 
@@ -86,6 +89,7 @@ class Row:
     rounds_to_reference: float | None
     of_centralised: float | None
     quarantined: float
+    completions: float | None
     against: Against | None
 
 
@@ -94,7 +98,10 @@ def runs(study: Study, pairs: Sequence[Pair], find: Find) -> list[Runs]:
     found = []
     for pair in pairs:
         choice, results = played(pair, study, find)
-        curves = {seed: Curve.of(result.accuracy, pair.scenario.measure) for seed, result in results.items()}
+        curves = {
+            seed: Curve.of(result.accuracy, pair.scenario.measure, result.completions)
+            for seed, result in results.items()
+        }
         found.append(Runs(pair, choice, results, curves))
     return found
 
@@ -118,9 +125,7 @@ def _row(run: Runs, reference: Runs | None, best: float, central: float | None, 
     worsts = [curve.worst(last) for curve in curves.values()]
     others = {} if reference is None else reference.curves
     to_reference = [
-        rounds_to(curve.rounds, curve.mean, others[seed].final(last))
-        for seed, curve in curves.items()
-        if seed in others
+        cost_of(others[seed].final(last), curve.rounds, curve.mean) for seed, curve in curves.items() if seed in others
     ]
     assert run.choice is not None  # or there would be no curve
     return Row(
@@ -135,10 +140,11 @@ def _row(run: Runs, reference: Runs | None, best: float, central: float | None, 
         worst=fmean(worsts),
         worst_sd=stdev(worsts) if len(worsts) > 1 else None,
         deviation=fmean(curve.deviation(last) for curve in curves.values()),
-        rounds_to_90=median(rounds_to(curve.rounds, curve.mean, _NEAR_BEST * best) for curve in curves.values()),
+        rounds_to_90=median(cost_of(_NEAR_BEST * best, curve.rounds, curve.mean) for curve in curves.values()),
         rounds_to_reference=median(to_reference) if to_reference else None,
         of_centralised=fmean(finals) / central if central else None,
         quarantined=fmean(result.quarantined for result in run.results.values()),
+        completions=fmean(curve.completions[-1] for curve in curves.values()) if _counted(curves.values()) else None,
         against=None if run is reference else against(curves, others, last),
     )
 
@@ -168,45 +174,62 @@ def against(curves: Mapping[int, Curve], reference: Mapping[int, Curve], last: i
     both = [(curves[seed], reference[seed]) for seed in curves if seed in reference]
     if not both:
         return None
-    speed_up = _speed_up(both, last)
+    speed_up = _ratio_of_costs(both, last, lambda curve: curve.rounds)
+    counted = _counted([curve for pair in both for curve in pair])
     return Against(
         seeds=len(both),
         final=mean_estimate([ours.final(last) - theirs.final(last) for ours, theirs in both]),
         worst=mean_estimate([ours.worst(last) - theirs.worst(last) for ours, theirs in both]),
         speed_up=speed_up,
         speed_up_by_seed=None if speed_up is None else _speed_up_by_seed(both, last),
+        sample_efficiency=_ratio_of_costs(both, last, lambda curve: curve.completions) if counted else None,
     )
 
 
-def _speed_up(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate | None:
+def _counted(curves: Iterable[Curve]) -> bool:
+    return all(curve.completions for curve in curves)
+
+
+def _ratio_of_costs(
+    both: Sequence[tuple[Curve, Curve]], last: int, costs: Callable[[Curve], Sequence[float]]
+) -> Estimate | None:
     """Compare the mean curves: single ones cross a level by chance, long before they stay above it."""
-    (ours_SE, rounds), (theirs_SE, their_rounds) = (_stacked([pair[i] for pair in both]) for i in (0, 1))
-    tail = max(1, min(last, len(their_rounds) - 1))
+    (ours_SE, our_costs_SE), (theirs_SE, their_costs_SE) = (_stacked([pair[i] for pair in both], costs) for i in (0, 1))
+    tail = max(1, min(last, theirs_SE.shape[1] - 1))
     mean_E = theirs_SE.mean(axis=0)
     if mean_E[0] >= mean_E[-tail:].mean():
         return None
 
     def ratios(index_RS: np.ndarray) -> np.ndarray:
-        ours_RE, theirs_RE = ours_SE[index_RS].mean(axis=1), theirs_SE[index_RS].mean(axis=1)
-        targets = theirs_RE[:, -tail:].mean(axis=1).tolist()
-        pairs = zip(theirs_RE.tolist(), ours_RE.tolist(), targets, strict=True)
-        return np.array([_ratio(rounds_to(their_rounds, t, goal), rounds_to(rounds, o, goal)) for t, o, goal in pairs])
+        ours, our_costs, theirs, their_costs = (
+            numbers_SE[index_RS].mean(axis=1).tolist()
+            for numbers_SE in (ours_SE, our_costs_SE, theirs_SE, their_costs_SE)
+        )
+        return np.array(
+            [
+                _ratio(cost_of(goal, their_cost, their), cost_of(goal, our_cost, our))
+                for our, our_cost, their, their_cost in zip(ours, our_costs, theirs, their_costs, strict=True)
+                for goal in [fmean(their[-tail:])]
+            ]
+        )
 
     (value,) = ratios(np.arange(len(both))[None])
     return Estimate(float(value), None, bootstrap(len(both), ratios))
 
 
-def _stacked(curves: Sequence[Curve]) -> tuple[np.ndarray, list[int]]:
-    """Return accuracies [S, E] at the E rounds that all curves have."""
+def _stacked(curves: Sequence[Curve], costs: Callable[[Curve], Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return accuracies and costs [S, E] at the E rounds that all curves have."""
     rounds = sorted(set.intersection(*(set(curve.rounds) for curve in curves)))
-    return np.array([[curve.mean[curve.rounds.index(number)] for number in rounds] for curve in curves]), rounds
+    places = [(curve, [curve.rounds.index(number) for number in rounds]) for curve in curves]
+    accuracies_SE = np.array([[curve.mean[at] for at in line] for curve, line in places])
+    return accuracies_SE, np.array([[costs(curve)[at] for at in line] for curve, line in places])
 
 
 def _speed_up_by_seed(both: Sequence[tuple[Curve, Curve]], last: int) -> Estimate | None:
     ratios = []
     for ours, theirs in both:
         target = theirs.final(last)
-        ratios.append(_ratio(rounds_to(theirs.rounds, theirs.mean, target), rounds_to(ours.rounds, ours.mean, target)))
+        ratios.append(_ratio(cost_of(target, theirs.rounds, theirs.mean), cost_of(target, ours.rounds, ours.mean)))
     if not all(0 < ratio < math.inf for ratio in ratios):
         return None
     logs = [math.log(ratio) for ratio in ratios]

@@ -18,15 +18,24 @@ class Curve:
     Attributes:
         mean: over the clients that count.
         clients: of each of them; NaN where it was not measured.
+        completions: sampled until then by all clients, whether they count or not; empty where that is not known.
     """
 
     rounds: tuple[int, ...]
     mean: tuple[float, ...]
     clients: Mapping[str, tuple[float, ...]]
+    completions: tuple[int, ...] = ()
 
     @staticmethod
-    def of(accuracy: Mapping[str, Mapping[int, float]], measure: Sequence[str] = ("*",)) -> Curve:
+    def of(
+        accuracy: Mapping[str, Mapping[int, float]],
+        measure: Sequence[str] = ("*",),
+        completions: Mapping[int, int] | None = None,
+    ) -> Curve:
         """Return the curve of the clients whose names match one of the patterns `measure`.
+
+        Args:
+            completions: sampled in each round; None or empty where that is not known.
 
         Raises:
             ConfigError: there is no such client, or it was never measured.
@@ -38,7 +47,9 @@ class Curve:
             raise ConfigError(f"measure: no client called {called} was evaluated, only {there}")
 
         mean = tuple(fmean(m[number] for m in counted.values() if number in m) for number in rounds)
-        return Curve(rounds, mean, {c: tuple(m.get(n, math.nan) for n in rounds) for c, m in counted.items()})
+        clients = {c: tuple(m.get(n, math.nan) for n in rounds) for c, m in counted.items()}
+        until = [sum(number for at, number in (completions or {}).items() if at <= n) for n in rounds]
+        return Curve(rounds, mean, clients, tuple(until) if completions else ())
 
     def final(self, last: int) -> float:
         """Return the mean accuracy over the last evaluations, fewer if there are fewer after training began."""
@@ -61,15 +72,20 @@ class Curve:
         return max(1, min(last, len(self.rounds) - 1))
 
 
-def rounds_to(rounds: Sequence[int], values: Sequence[float], target: float) -> float:
-    """Return when a curve first reaches a value, a straight line between evaluations; infinite if it never does."""
+def cost_of(target: float, costs: Sequence[float], values: Sequence[float]) -> float:
+    """Return the cost at which a curve first reaches a value, on straight lines between evaluations; infinite if never.
+
+    Args:
+        costs: of each evaluation, rising: the rounds until then, or the completions.
+        values: what was measured.
+    """
     for at, value in enumerate(values):
         if value >= target:
             if at == 0:
-                return float(rounds[0])
+                return float(costs[0])
             before = values[at - 1]
             part = (target - before) / (value - before)
-            return rounds[at - 1] + part * (rounds[at] - rounds[at - 1])
+            return costs[at - 1] + part * (costs[at] - costs[at - 1])
     return math.inf
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Result:
         quarantined: replies that were not used.
         seconds: wall clock of the rounds, evaluation not counted.
         prompts: held out by each client; empty for a result of an earlier release.
+        completions: sampled by all clients whose replies came, by round; empty for a result of an earlier release.
         config: the configuration, so that a result is never taken for that of another; empty if it is not known.
     """
 
@@ -38,15 +40,17 @@ class Result:
     seconds: float
     config: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, int] = field(default_factory=dict)
+    completions: Mapping[int, int] = field(default_factory=dict)
 
     @staticmethod
     def of(records: Iterable[Record], config: Config) -> Result:
         """Add up the records of a run, or of one for each client."""
-        from fgrpo.records import TEST_SET, Evaluation, RoundSummary
+        from fgrpo.records import TEST_SET, Evaluation, Report, RoundSummary
 
         accuracy: dict[str, dict[int, float]] = {}
         weights: dict[str, dict[int, float]] = {}
         prompts: dict[str, int] = {}
+        completions: Counter[int] = Counter()
         quarantined, seconds = 0, 0.0
         for record in records:
             if isinstance(record, Evaluation):
@@ -54,12 +58,14 @@ class Result:
                     continue  # it is nobody's
                 accuracy.setdefault(record.client, {})[record.round] = record.accuracy
                 prompts[record.client] = record.prompts
+            elif isinstance(record, Report):
+                completions[record.round] += record.sequences + record.unrewarded
             elif isinstance(record, RoundSummary):
                 for client, weight in record.weights.items():
                     weights.setdefault(client, {})[record.round] = weight
                 quarantined += len(record.quarantined)
                 seconds += sum(record.seconds.values())
-        return Result(accuracy, weights, quarantined, seconds, asdict(config), prompts)
+        return Result(accuracy, weights, quarantined, seconds, asdict(config), prompts, dict(completions))
 
     def write(self, folder: Path) -> None:
         """Put it into a cell's folder, whole or not at all; it says that the cell is finished."""
@@ -84,6 +90,7 @@ class Result:
             seconds=said["seconds"],
             config=said.get("config", {}),
             prompts=said.get("prompts", {}),
+            completions={int(n): number for n, number in said.get("completions", {}).items()},
         )
 
     def differs(self, config: Config) -> str | None:

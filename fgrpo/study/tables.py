@@ -18,7 +18,10 @@ from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.spec import Study
 
-_NOT_BRIEF = (2, 4, 5, 6, 7, 9, 11)  # columns of a scenario's table
+_NOT_BRIEF = (
+    *("seeds", "worst client", "restless", "rounds to 90%", "to reference", "worst differs"),
+    *("completions", "fewer completions", "of centralised"),
+)
 
 
 def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
@@ -48,7 +51,8 @@ def overview_table(study: Study, rows: Sequence[Row]) -> TextTable:
 def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool = False) -> TextTable:
     """Return what every arm came to in a scenario; `brief` fits a terminal of 80 columns."""
     cells, warnings, unused = [], [], []
-    for row in (row for row in rows if row.scenario == scenario):
+    rows = [row for row in rows if row.scenario == scenario]
+    for row in rows:
         value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
         if own := study.arm(row.arm).tune:
             value = f"{own} {value}"
@@ -57,24 +61,31 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool
         if row.quarantined:
             unused.append(f"{row.arm} {row.quarantined:.3g}")
         cells.append((row.arm, value, *_measured(row), *_compared(row)))
-    central = any(row.of_centralised is not None for row in rows)
     columns = (
         *(study.arm_word, study.tune.key if study.tune else "tuned", "seeds", "accuracy", "worst client", "restless"),
-        *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds", "of centralised"),
+        *("rounds to 90%", "to reference", "difference", "worst differs", "fewer rounds"),
+        *("completions", "fewer completions", "of centralised"),
     )
     notes = []
     if warnings:
         notes.append(f"! the best value lies at the grid's edge, so a better one may lie beyond: {', '.join(warnings)}")
     if unused:
         notes.append(f"replies that were not used, a run: {', '.join(unused)}")
-    left_out = {*([] if study.tune else [1]), *([] if central else [len(columns) - 1]), *(_NOT_BRIEF if brief else [])}
-    keep = [at for at in range(len(columns)) if at not in left_out]
+    left_out = {*(_NOT_BRIEF if brief else []), *_without_content(rows), *([] if study.tune else ["tuned"])}
+    keep = [at for at, column in enumerate(columns) if column not in left_out]
     return TextTable(
         scenario if study.sweep_of is None else "What each configuration came to",
         tuple(columns[at] for at in keep),
         tuple(tuple(line[at] for at in keep) for line in cells),
         note="; ".join(notes),
     )
+
+
+def _without_content(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that would tell nothing: without a centralised baseline, or where all arms sampled as many."""
+    central = any(row.of_centralised is not None for row in rows)
+    varied = len({row.completions for row in rows} - {None}) > 1
+    return [*([] if central else ["of centralised"]), *([] if varied else ["completions", "fewer completions"])]
 
 
 _LEGEND = {
@@ -88,6 +99,8 @@ _LEGEND = {
     "fewer rounds": "how many times fewer rounds the mean curve takes to {reference}'s final accuracy (0: never; "
     "empty: {reference} is as high from the start), with its 95% interval by the bootstrap over seeds (none of "
     "fewer than three)",
+    "completions": "that the clients of a run sampled, on average (-: not counted)",
+    "fewer completions": "the same as fewer rounds, in sampled completions",
     "of centralised": "final accuracy as a share of the centralised baseline's",
 }
 
@@ -110,15 +123,21 @@ def _measured(row: Row) -> tuple[str, ...]:
 
 
 def _compared(row: Row) -> tuple[str, ...]:
+    completions, central = "-" if row.completions is None else f"{row.completions:,.0f}", percent(row.of_centralised)
     if row.against is None:
-        return ("", "", "", percent(row.of_centralised))
-    speed_up = row.against.speed_up
+        return ("", "", "", completions, "", central)
     return (
         _with_interval(row.against.final, row.against.final.t, _points),
         _with_interval(row.against.worst, row.against.worst.t, _points),
-        "" if speed_up is None else _with_interval(speed_up, speed_up.bootstrap, lambda x: f"{x:.2f}"),
-        percent(row.of_centralised),
+        _times(row.against.speed_up),
+        completions,
+        _times(row.against.sample_efficiency),
+        central,
     )
+
+
+def _times(ratio: Estimate | None) -> str:
+    return "" if ratio is None else _with_interval(ratio, ratio.bootstrap, lambda x: f"{x:.2f}")
 
 
 def tuning_tables(study: Study, all_runs: Sequence[Runs]) -> list[TextTable]:
@@ -186,12 +205,12 @@ def _row_numbers(row: Row) -> dict[str, Any]:
     for name in (
         *("before", "learned"),
         *("final", "final_sd", "worst", "worst_sd", "deviation"),
-        *("rounds_to_90", "rounds_to_reference", "of_centralised"),
+        *("rounds_to_90", "rounds_to_reference", "of_centralised", "completions"),
     ):
         numbers[name] = getattr(row, name)
-    for name in ("final", "worst", "speed_up", "speed_up_by_seed"):
+    for name in ("final", "worst", "speed_up", "speed_up_by_seed", "sample_efficiency"):
         estimate: Estimate | None = getattr(row.against, name, None)
-        key = name if name.startswith("speed_up") else f"{name}_difference"
+        key = f"{name}_difference" if name in ("final", "worst") else name
         numbers[key] = estimate and estimate.value
         for kind in ("t", "bootstrap"):
             interval: Interval | None = getattr(estimate, kind, None)
@@ -209,7 +228,7 @@ def write_cells(path: Path, study: Study, pairs: Sequence[Pair], find: Find) -> 
             result = find(cell)
             if result is None:
                 continue
-            curve = Curve.of(result.accuracy, pair.scenario.measure)
+            curve = Curve.of(result.accuracy, pair.scenario.measure, result.completions)
             lines.append(
                 {
                     "scenario": cell.scenario,
@@ -222,6 +241,7 @@ def write_cells(path: Path, study: Study, pairs: Sequence[Pair], find: Find) -> 
                     "deviation": curve.deviation(study.last),
                     "seconds": round(result.seconds, 2),
                     "quarantined": result.quarantined,
+                    "completions": sum(result.completions.values()) or None,
                     "folder": str(cell.folder),
                     "rounds": " ".join(map(str, curve.rounds)),
                     "accuracy": " ".join(f"{accuracy:.5g}" for accuracy in curve.mean),

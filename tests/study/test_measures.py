@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fgrpo.errors import ConfigError
-from fgrpo.study.measures import Curve, choose, rounds_to
+from fgrpo.study.measures import Curve, choose, cost_of
 
 ACCURACY = {
     "a": {0: 0.2, 2: 0.4, 4: 0.8, 6: 0.6},
@@ -36,6 +36,11 @@ def test_an_evaluation_that_is_missing_does_not_count():
     assert curve.worst(1) == 0.6, "of b, as a was not measured at the end"
 
 
+def test_completions_are_counted_until_an_evaluation():
+    assert Curve.of(ACCURACY, ["a"], dict.fromkeys(range(1, 7), 10)).completions == (0, 20, 40, 60)
+    assert Curve.of(ACCURACY, ["a"]).completions == ()
+
+
 def test_a_pattern_without_a_client_is_told():
     with pytest.raises(ConfigError, match=r"no client called x or y\* was evaluated, only a, b, coin"):
         Curve.of(ACCURACY, ["x", "y*"])
@@ -52,8 +57,8 @@ def test_a_pattern_without_a_client_is_told():
         pytest.param([0.4, 0.4, 0.4], 0.4, 0, id="flat"),
     ],
 )
-def test_rounds_to(values, target, rounds):
-    assert rounds_to([0, 3, 6], values, target) == pytest.approx(rounds)
+def test_cost_of(values, target, rounds):
+    assert cost_of(target, [0, 3, 6], values) == pytest.approx(rounds)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_a_study_from_its_file_to_its_page(study, tmp_path, capsys):
     (rows,) = (list(csv.DictReader(file)) for file in [(report / "table.csv").open()])
     assert [row["arm"] for row in rows] == ["fedavg", "<b>fgrpo</b>", "centralised", "local"]
     assert {float(row["final"]) for row in rows} <= {n / 16 for n in range(17)}, "of 2 x 8 prompts"
+    assert {float(row["completions"]) for row in rows} == {2 * 4 * 4}, "clients, prompts, completions to each"
     assert rows[0]["final_difference"] == ""
     assert rows[1]["final_difference"] == "0.0", "in its first round it is fedavg"
 
@@ -90,6 +91,7 @@ def test_a_broken_off_cell_goes_on_to_the_same_result(study, tmp_path):
     assert turns == [2], "one round of two clients was left"
     unbroken, broken = (Result.read(tmp_path / name) for name in ("unbroken", "broken"))
     assert (broken.accuracy, broken.weights) == (unbroken.accuracy, unbroken.weights)
+    assert broken.completions == unbroken.completions == {1: 32, 2: 32}
     states = [RunFolder(tmp_path / name).load().params_P for name in ("unbroken", "broken")]
     assert torch.equal(*states)
 

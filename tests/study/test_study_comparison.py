@@ -8,13 +8,14 @@ from fgrpo.study.measures import Curve
 ROUNDS = range(11)
 
 
-def curves(step, seeds=range(5), noise=0.0, top=0.9):
+def curves(step, seeds=range(5), noise=0.0, top=0.9, sampled=8):
     """Curves that rise by `step` a round up to `top`; a seed shifts a whole curve, by far more than arms differ."""
 
     def accuracy(seed, number):
         return 0.05 * seed + min(top, 0.1 + step * number) + noise * (-1) ** (seed + number)
 
-    return {seed: Curve.of({"a": {n: accuracy(seed, n) for n in ROUNDS}}) for seed in seeds}
+    completions = dict.fromkeys(ROUNDS[1:], sampled) if sampled else {}
+    return {seed: Curve.of({"a": {n: accuracy(seed, n) for n in ROUNDS}}, ["a"], completions) for seed in seeds}
 
 
 def test_twice_the_pace_is_half_the_rounds():
@@ -23,6 +24,14 @@ def test_twice_the_pace_is_half_the_rounds():
     assert (found.speed_up.bootstrap.low, found.speed_up.bootstrap.high) == pytest.approx((2.0, 2.0))
     assert found.speed_up_by_seed.value == pytest.approx(2.0)
     assert found.final.value == pytest.approx(0.0)
+
+
+def test_rounds_can_be_bought_with_completions():
+    found = against(curves(0.16, sampled=16), curves(0.08), last=1)
+    assert found.speed_up.value == pytest.approx(2.0)
+    assert found.sample_efficiency.value == pytest.approx(1.0)
+    assert found.sample_efficiency.bootstrap is not None
+    assert against(curves(0.16, sampled=0), curves(0.08), last=1).sample_efficiency is None
 
 
 def test_pairs_take_out_what_seeds_differ_by():

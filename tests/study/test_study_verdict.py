@@ -17,18 +17,19 @@ PROMPTS = 64
 ARMS = ("fedavg", "<b>fgrpo</b>")
 
 
-def made_up(small, gains, start=0.25, prompts=PROMPTS):
-    """Rows of a study in which an arm's seeds gain so much each within 4 rounds, at both clients."""
-    return rows(small, made_up_runs(small, gains, start, prompts))
+def made_up(small, gains, **kwargs):
+    """Rows of a study in which an arm's seeds gain so much each within 3 rounds of 4, at both clients."""
+    return rows(small, made_up_runs(small, gains, **kwargs))
 
 
-def made_up_runs(small, gains, start=0.25, prompts=PROMPTS):
+def made_up_runs(small, gains, start=0.25, prompts=PROMPTS, sampled=None):
     by_cell = {}
     for pair in pairs(small):
         for cell, gain in zip(pair.reported(None, small.seeds), gains[pair.arm.name], strict=True):
             line = {n: start + gain * min(n, 3) / 3 for n in range(5)}
             of_clients = {"sums": prompts, "gcd": prompts} if prompts else {}
-            by_cell[cell] = Result({"sums": line, "gcd": line}, {}, 0, 1.0, {}, of_clients)
+            completions = dict.fromkeys(range(1, 5), sampled[pair.arm.name]) if sampled else {}
+            by_cell[cell] = Result({"sums": line, "gcd": line}, {}, 0, 1.0, {}, of_clients, completions)
     return runs(small, pairs(small), by_cell.get)
 
 
@@ -69,6 +70,27 @@ def test_fewer_rounds_with_their_interval_and_none_where_nothing_was_learned(stu
     assert [row[-1] for row in table.rows] == ["", cell]
     assert "fewer rounds: how many times" in how_to_read(small, table.columns)
     assert "restless" not in how_to_read(small, table.columns), "a column that is not shown"
+
+
+@pytest.mark.parametrize(
+    ("sampled", "columns"),
+    [
+        ({ARMS[0]: 1000, ARMS[1]: 1500}, [("4,000", ""), ("6,000", "0.67 [0.67, 0.67]")]),
+        ({ARMS[0]: 1000, ARMS[1]: 1000}, None),
+        (None, None),
+    ],
+    ids=["more", "as many", "not counted"],
+)
+def test_completions_are_shown_where_arms_sampled_more_or_fewer(study, sampled, columns):
+    small = study("seeds: 3\nlast: 1")
+    table = scenario_table(small, "small", made_up(small, {arm: [0.2] * 3 for arm in ARMS}, sampled=sampled))
+    shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    if columns is None:
+        assert "completions" not in table.columns
+        assert "fewer completions" not in table.columns
+    else:
+        assert [(row["completions"], row["fewer completions"]) for row in shown] == columns
+        assert "in sampled completions" in how_to_read(small, table.columns)
 
 
 def test_replies_that_were_not_used_are_told(study):
