@@ -3,7 +3,6 @@
 #include <bit>
 #include <cstring>
 #include <string>
-#include <string_view>
 
 #include "bit_stream.h"
 #include "format.h"
@@ -14,24 +13,6 @@
 #include "update_kernels.h"
 
 namespace fgrpo {
-
-namespace update {
-extern const UpdateKernels kernels_baseline;
-#if defined(FGRPO_X86_64)
-extern const UpdateKernels kernels_avx2;
-extern const UpdateKernels kernels_avx512;
-#endif
-}  // namespace update
-
-const UpdateKernels& update_kernels() {
-#if defined(FGRPO_X86_64)
-    const std::string_view name = kernels().name;
-    for (const UpdateKernels* table : {&update::kernels_avx512, &update::kernels_avx2}) {
-        if (name == table->name) return *table;
-    }
-#endif
-    return update::kernels_baseline;
-}
 
 namespace {
 
@@ -145,7 +126,7 @@ struct Parsed {
 void follow(std::span<const bfloat16> base, std::span<const std::uint8_t> update, bfloat16* out,
             int threads) {
     const Parsed parsed(update, base.size());
-    const UpdateKernels& simd = update_kernels();
+    const UpdateKernels& simd = kernels().update;
     std::atomic<std::uint64_t> base_hash = base.size(), result_hash = base.size();
     std::atomic<std::size_t> fault = SIZE_MAX;
     const auto apply_to = [&](std::size_t block, const std::uint8_t* bytes, std::uint16_t* values) {

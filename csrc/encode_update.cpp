@@ -4,6 +4,7 @@
 
 #include "bit_stream.h"
 #include "format.h"
+#include "kernels.h"
 #include "sparse_delta.h"
 #include "threads.h"
 #include "update_format.h"
@@ -106,7 +107,7 @@ std::size_t encode_update(std::span<const bfloat16> updated, std::span<const bfl
             "encode_update: new or base shares memory with out, which is overwritten");
     }
 
-    const UpdateKernels& simd = update_kernels();
+    const UpdateKernels& simd = kernels().update;
     std::uint8_t* const lengths = out.data() + kHeaderBytes;
     std::uint8_t* const first_block = lengths + 2 * blocks;
     std::atomic<std::uint64_t> base_hash = size, result_hash = size;

@@ -5,33 +5,15 @@
 #include <bit>
 #include <cmath>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "format.h"
 #include "gram_kernels.h"
+#include "kernels.h"
 #include "payloads.h"
 #include "threads.h"
 
 namespace fgrpo {
-
-namespace gram_tables {
-extern const GramKernels kernels_baseline;
-#if defined(FGRPO_X86_64)
-extern const GramKernels kernels_avx2;
-extern const GramKernels kernels_avx512;
-#endif
-}  // namespace gram_tables
-
-const GramKernels& gram_kernels() {
-#if defined(FGRPO_X86_64)
-    const std::string_view name = kernels().name;
-    for (const GramKernels* table : {&gram_tables::kernels_avx512, &gram_tables::kernels_avx2}) {
-        if (name == table->name) return *table;
-    }
-#endif
-    return gram_tables::kernels_baseline;
-}
 
 namespace {
 
@@ -156,7 +138,7 @@ void for_each_item(std::size_t items, int threads, const Work& work) {
 // The products of all rectangles; the others of `out` are 0.
 void multiply(std::span<const Payload> payloads, std::span<const Payload> others,
               const std::vector<Rectangle>& rectangles, std::span<double> out, int threads) {
-    const GramKernels& simd = gram_kernels();
+    const GramKernels& simd = kernels().gram;
     const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
     const std::size_t together =
         std::clamp<std::size_t>(kPartialSums / (rectangles.size() * kRows * kRows), 1, parts + 1);
@@ -274,7 +256,7 @@ void squared_norms(std::span<const Payload> payloads, std::span<double> squares,
     require_room("norms", squares, payloads.size());
     require_apart(payloads, squares);
     require_small_scales("norms", payloads, "payload");
-    const GramKernels& simd = gram_kernels();
+    const GramKernels& simd = kernels().gram;
     const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
     std::vector<double> partial(payloads.size() * parts);
     parallel_for(partial.size(), 1, threads, [&](std::size_t begin, std::size_t end) {

@@ -200,9 +200,11 @@ void add_value_squares(const float* values, size_t N, double* sum) {
 namespace gram_tables {
 extern const GramKernels FGRPO_SIMD;
 constinit const GramKernels FGRPO_SIMD = {
-    FGRPO_SIMD_NAME,   {unpack<8>, unpack<4>, unpack<2>},
-    add_code_products, add_value_products,
-    add_code_squares,  add_value_squares,
+    {unpack<8>, unpack<4>, unpack<2>},
+    add_code_products,
+    add_value_products,
+    add_code_squares,
+    add_value_squares,
 };
 }  // namespace gram_tables
 

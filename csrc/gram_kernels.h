@@ -27,8 +27,6 @@ struct ValueRows {
 };
 
 struct GramKernels {
-    const char* name;
-
     // The codes of the whole blocks that hold N values, in order. [codec]
     void (*unpack[3])(const std::uint8_t* codes, std::size_t block, std::size_t N, std::int16_t* unpacked);
 
@@ -46,8 +44,5 @@ struct GramKernels {
                              std::size_t runs, double* sum);
     void (*add_value_squares)(const float* values, std::size_t N, double* sum);
 };
-
-// The table for the instruction set in use (see use_simd).
-const GramKernels& gram_kernels();
 
 }  // namespace fgrpo

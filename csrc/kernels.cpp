@@ -13,6 +13,19 @@
 
 namespace fgrpo {
 
+namespace gram_tables {
+extern const GramKernels FGRPO_SIMD;
+}
+namespace robust {
+extern const RobustKernels FGRPO_SIMD;
+}
+namespace softmax {
+extern const SoftmaxKernels FGRPO_SIMD;
+}
+namespace update {
+extern const UpdateKernels FGRPO_SIMD;
+}
+
 // Constant-initialised: no code of this file runs before the machine is known to support it.
 extern const Kernels FGRPO_SIMD;
 constinit const Kernels FGRPO_SIMD = {
@@ -30,6 +43,10 @@ constinit const Kernels FGRPO_SIMD = {
     {code_moments<8>, code_moments<4>, code_moments<2>},
     stream,
     fence,
+    gram_tables::FGRPO_SIMD,
+    robust::FGRPO_SIMD,
+    softmax::FGRPO_SIMD,
+    update::FGRPO_SIMD,
 };
 
 }  // namespace fgrpo

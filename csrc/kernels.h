@@ -10,6 +10,10 @@
 namespace fgrpo {
 
 enum class bfloat16 : std::uint16_t;
+struct GramKernels;
+struct RobustKernels;
+struct SoftmaxKernels;
+struct UpdateKernels;
 
 // A multiple of the largest block; its sum (8 KB) and the next codes fit in the cache together.
 inline constexpr std::size_t kTile = 2048;
@@ -105,9 +109,15 @@ struct Kernels {
     // reads.
     void (*stream)(const float* tile, std::size_t N, float* out);
     void (*fence)();
+
+    // The loops of other files, for the same instruction set.
+    const GramKernels& gram;
+    const RobustKernels& robust;
+    const SoftmaxKernels& softmax;
+    const UpdateKernels& update;
 };
 
-// The table in use.
+// The table for the instruction set in use (see use_simd).
 const Kernels& kernels();
 
 }  // namespace fgrpo

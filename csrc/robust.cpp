@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "format.h"
@@ -15,24 +14,6 @@
 #include "threads.h"
 
 namespace fgrpo {
-
-namespace robust {
-extern const RobustKernels kernels_baseline;
-#if defined(FGRPO_X86_64)
-extern const RobustKernels kernels_avx2;
-extern const RobustKernels kernels_avx512;
-#endif
-}  // namespace robust
-
-const RobustKernels& robust_kernels() {
-#if defined(FGRPO_X86_64)
-    const std::string_view name = kernels().name;
-    for (const RobustKernels* table : {&robust::kernels_avx512, &robust::kernels_avx2}) {
-        if (name == table->name) return *table;
-    }
-#endif
-    return robust::kernels_baseline;
-}
 
 namespace {
 
@@ -98,7 +79,7 @@ void trimmed_mean(std::span<const Payload> payloads, std::size_t trim, std::span
         }
     }
 
-    const RobustKernels& simd = robust_kernels();
+    const RobustKernels& simd = kernels().robust;
     const std::vector<Comparator> network = sorting_network(K, trim);
     const std::size_t whole_blocks = kSortedValues / K / kLargestBlock * kLargestBlock;
     const std::size_t tile_size = std::min(whole_blocks, kLongestTile);

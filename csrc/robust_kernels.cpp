@@ -53,7 +53,7 @@ bool trimmed_mean(const float* values, size_t stride, size_t K, size_t N, const 
 
 namespace robust {
 extern const RobustKernels FGRPO_SIMD;
-constinit const RobustKernels FGRPO_SIMD = {FGRPO_SIMD_NAME, trimmed_mean};
+constinit const RobustKernels FGRPO_SIMD = {trimmed_mean};
 }  // namespace robust
 
 }  // namespace fgrpo

@@ -14,16 +14,11 @@ struct Comparator {
 };
 
 struct RobustKernels {
-    const char* name;
-
     // out[i] = mean of values[k * stride + i] over the k that are left when the network has sorted them and
     // `trim` at each end are dropped, for i < N rounded up to kSortedTogether: rows and `out` are that long.
     // Returns whether all values were finite. At most 64 rows.
     bool (*trimmed_mean)(const float* values, std::size_t stride, std::size_t K, std::size_t N,
                          const Comparator* network, std::size_t comparators, std::size_t trim, float* out);
 };
-
-// The table for the instruction set in use (see use_simd).
-const RobustKernels& robust_kernels();
 
 }  // namespace fgrpo

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <type_traits>
 
 #include "kernels.h"
@@ -13,24 +12,6 @@
 #include "threads.h"
 
 namespace fgrpo {
-
-namespace softmax {
-extern const SoftmaxKernels kernels_baseline;
-#if defined(FGRPO_X86_64)
-extern const SoftmaxKernels kernels_avx2;
-extern const SoftmaxKernels kernels_avx512;
-#endif
-}  // namespace softmax
-
-const SoftmaxKernels& softmax_kernels() {
-#if defined(FGRPO_X86_64)
-    const std::string_view name = kernels().name;
-    for (const SoftmaxKernels* table : {&softmax::kernels_avx512, &softmax::kernels_avx2}) {
-        if (name == table->name) return *table;
-    }
-#endif
-    return softmax::kernels_baseline;
-}
 
 namespace {
 
@@ -87,7 +68,7 @@ void row_statistics(const LogitRows<const void>& logits, std::span<const std::in
                     double temperature, const RowStatistics& out, int threads) {
     check(logits, targets, out);
     const auto type = static_cast<std::size_t>(logits.type);
-    const SoftmaxKernels& kernel = softmax_kernels();
+    const SoftmaxKernels& kernel = kernels().softmax;
     const auto work = [&](std::size_t begin, std::size_t end) {
         for (std::size_t i = begin; i < end; ++i) {
             const void* row = at(logits.data, logits.type, logits.starts[i]);
@@ -123,7 +104,7 @@ void row_gradients(const LogitRows<const void>& logits, std::span<const std::int
         "what is per row differs in length");
     require(out.type == logits.type && out.vocab == logits.vocab, "the gradient is of another type or width");
     const auto type = static_cast<std::size_t>(logits.type);
-    const SoftmaxKernels& kernel = softmax_kernels();
+    const SoftmaxKernels& kernel = kernels().softmax;
     const auto work = [&](std::size_t begin, std::size_t end) {
         for (std::size_t i = begin; i < end; ++i) {
             const void* row = at(logits.data, logits.type, logits.starts[i]);

@@ -172,10 +172,8 @@ void gradient(const void* row, size_t N, const Exponents& y, float factor, float
 
 namespace softmax {
 extern const SoftmaxKernels FGRPO_SIMD;
-constinit const SoftmaxKernels FGRPO_SIMD = {FGRPO_SIMD_NAME,
-                                             {peak<float>, peak<bfloat16>},
-                                             {sums<float>, sums<bfloat16>},
-                                             {gradient<float>, gradient<bfloat16>}};
+constinit const SoftmaxKernels FGRPO_SIMD = {
+    {peak<float>, peak<bfloat16>}, {sums<float>, sums<bfloat16>}, {gradient<float>, gradient<bfloat16>}};
 }  // namespace softmax
 
 }  // namespace fgrpo

@@ -12,8 +12,6 @@ struct Exponents {
 
 // Tables are indexed by LogitType's value.
 struct SoftmaxKernels {
-    const char* name;
-
     // The largest of N values; NaN may pass unseen.
     float (*peak[2])(const void* row, std::size_t N);
 
@@ -24,8 +22,5 @@ struct SoftmaxKernels {
     void (*gradient[2])(const void* row, std::size_t N, const Exponents& y, float factor, float log_factor,
                         void* grad);
 };
-
-// The table for the instruction set in use (see use_simd).
-const SoftmaxKernels& softmax_kernels();
 
 }  // namespace fgrpo

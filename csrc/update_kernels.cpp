@@ -136,7 +136,7 @@ uint64_t hash(const uint16_t* values, size_t N) {
 
 namespace update {
 extern const UpdateKernels FGRPO_SIMD;
-constinit const UpdateKernels FGRPO_SIMD = {FGRPO_SIMD_NAME, changes, hash};
+constinit const UpdateKernels FGRPO_SIMD = {changes, hash};
 }  // namespace update
 
 }  // namespace fgrpo

@@ -7,8 +7,6 @@
 namespace fgrpo {
 
 struct UpdateKernels {
-    const char* name;
-
     // The positions below N at which the patterns differ, ascending; returns how many. N is at most 2^16;
     // `positions` has room for N + 4.
     std::size_t (*changes)(const std::uint16_t* updated, const std::uint16_t* base, std::size_t N,
@@ -17,8 +15,5 @@ struct UpdateKernels {
     // A 64-bit hash of N values.
     std::uint64_t (*hash)(const std::uint16_t* values, std::size_t N);
 };
-
-// The table for the instruction set in use (see use_simd).
-const UpdateKernels& update_kernels();
 
 }  // namespace fgrpo
