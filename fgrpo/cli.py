@@ -70,9 +70,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "-o", "--output", metavar="FILE", type=Path, action="append", default=[], help="also write .csv, .json or .html"
     )
     study = add("study", _study, "STUDY", "play arms x scenarios x seeds, and compare them; see docs/studies.md")
-    study.add_argument(
-        "--scenario", metavar="NAME", action="append", help="play and compare this one only; may be said several times"
-    )
+    for part, help_ in (("scenario", "this one only"), ("arm", "this one with the reference arm only")):
+        again = "may be said several times"
+        study.add_argument(f"--{part}", metavar="NAME", action="append", default=[], help=f"play {help_}; {again}")
     sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
     sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
     for command in (study, sweep):
@@ -160,8 +160,7 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.study.spec import read_study
 
-    study = read_study(arguments.study)
-    _play_study(study.of_scenarios(arguments.scenario) if arguments.scenario else study, arguments)
+    _play_study(read_study(arguments.study).part(arguments.scenario, arguments.arm), arguments)
 
 
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> None:

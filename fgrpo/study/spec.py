@@ -116,16 +116,22 @@ class Study:
         beside = f" and {counted(baselines, 'baseline')}" if baselines else ""
         return f"{configurations}{beside} x {seeds}"
 
-    def of_scenarios(self, names: Sequence[str]) -> Study:
-        """Return a part of it.
+    def part(self, scenarios: Sequence[str] = (), arms: Sequence[str] = ()) -> Study:
+        """Return the study of these scenarios and arms only, of all where none is named; the reference arm stays.
 
         Raises:
-            ConfigError: there is no scenario of one of the names.
+            ConfigError: there is no scenario or arm of one of the names.
         """
-        known = [scenario.name for scenario in self.scenarios]
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"{self.title}: there is no scenario '{unknown[0]}'" + did_you_mean(unknown[0], known))
-        return replace(self, scenarios=tuple(scenario for scenario in self.scenarios if scenario.name in names))
+        for what, names, things in (("scenario", scenarios, self.scenarios), ("arm", arms, self.arms)):
+            known = [thing.name for thing in things]
+            if unknown := [name for name in names if name not in known]:
+                suggestion = did_you_mean(unknown[0], known)
+                raise ConfigError(f"{self.title}: there is no {what} '{unknown[0]}'{suggestion}")
+        return replace(
+            self,
+            scenarios=tuple(s for s in self.scenarios if not scenarios or s.name in scenarios),
+            arms=tuple(a for a in self.arms if not arms or a.name in (*arms, self.reference)),
+        )
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

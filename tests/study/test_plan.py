@@ -74,10 +74,15 @@ def test_a_baseline_may_have_a_tuned_key_of_its_own(study):
 
 
 def test_a_part_of_a_study(study):
-    small = study("scenarios: {one: {}, two: {}, three: {}}")
-    assert [scenario.name for scenario in small.of_scenarios(["three", "one"]).scenarios] == ["one", "three"]
+    small = study("scenarios: {one: {}, two: {}, three: {}}\nbaselines: [centralised, local]\nreference: <b>fgrpo</b>")
+    part = small.part(["three", "one"], ["local", "fedavg"])
+    assert [scenario.name for scenario in part.scenarios] == ["one", "three"]
+    assert [arm.name for arm in part.arms] == ["fedavg", "<b>fgrpo</b>", "local"], "the reference stays"
+    assert small.part() == small
     with pytest.raises(ConfigError, match=r"there is no scenario 'tow'; did you mean 'two'\?"):
-        small.of_scenarios(["tow"])
+        small.part(["tow"])
+    with pytest.raises(ConfigError, match=r"there is no arm 'fedavgs'; did you mean 'fedavg'\?"):
+        small.part(arms=["fedavgs"])
 
 
 def test_a_baseline_has_neither_server_nor_wire(study):
