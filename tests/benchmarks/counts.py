@@ -40,7 +40,7 @@ def loops() -> Counts:
     code = _disassembled(extension)
     counts: Counts = {}
     for level in LEVELS:
-        for address in _table(extension, f"fgrpo::kernels_{level}"):
+        for address in _table(extension, f"fgrpo::kernels_{level}", code):
             inner = sum(_in_innermost_loops(code[function]) for function in _reached(address, code))
             if inner:
                 counts[f"{level} {_short(symbols[address])}"] = inner
@@ -112,14 +112,13 @@ def _lines(*command: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def _table(extension: str, name: str) -> list[int]:
-    """The functions that a table of the kernels points to, in its order, each once."""
+def _table(extension: str, name: str, code: dict[int, Code]) -> list[int]:
+    """The functions that a table of the kernels points to, in its order, each once; not its name, or other tables."""
     (entry,) = (line.split() for line in _lines("nm", "-CS", extension) if line.endswith(f" {name}"))
     start, size = int(entry[0], 16), int(entry[1], 16)
     relocations = (line.split() for line in _lines("readelf", "-rW", extension) if "_RELATIVE" in line)
     inside = {int(r[0], 16): int(r[3], 16) for r in relocations if start <= int(r[0], 16) < start + size}
-    functions = [address for _, address in sorted(inside.items())]
-    return list(dict.fromkeys(functions[1:]))  # the first is the table's name, a text
+    return list(dict.fromkeys(address for _, address in sorted(inside.items()) if address in code))
 
 
 def _disassembled(extension: str) -> dict[int, Code]:
