@@ -105,7 +105,7 @@ class LogitsBlocks:
         softcap, V = self._head.options.softcap, self._head.options.vocab_size
         rows, step = self._rows, self._step
         raw = _buffer(hidden_NH, min(step, len(rows)), V)
-        capped = None if softcap is None else torch.empty_like(raw)
+        capped = None if softcap is None else _buffer(hidden_NH, min(step, len(rows)), V)
         for start in range(0, len(rows), step):
             where = slice(start, min(start + step, len(rows)))
             index, n = rows.part(where), where.stop - start
@@ -125,12 +125,18 @@ class LogitsBlocks:
 
 
 def _buffer(like: Tensor, num_rows: int, vocab_size: int) -> Tensor:
-    """Room for `[num_rows, vocab_size]`, with aligned rows on a GPU."""
+    """Room for `[num_rows, vocab_size]`, with aligned rows on a GPU.
+
+    What fills a row up is 0: products of 16 bits on a CPU with AMX read it too, times 0, which is NaN of a NaN.
+    """
     columns = vocab_size
     if uses_triton(like):
         multiple = ROW_ALIGNMENT_BYTES // like.dtype.itemsize
         columns = -(-vocab_size // multiple) * multiple
-    return like.new_empty(num_rows, columns)
+    room = like.new_empty(num_rows, columns)
+    if columns > vocab_size:
+        room[:, vocab_size:] = 0
+    return room
 
 
 def rows_per_block(num_rows: int, vocab_size: int, buffers: int, dtype: torch.dtype, device: torch.device) -> int:
