@@ -70,9 +70,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "-o", "--output", metavar="FILE", type=Path, action="append", default=[], help="also write .csv, .json or .html"
     )
     study = add("study", _study, "STUDY", "play arms x scenarios x seeds, and compare them; see docs/studies.md")
-    for part, help_ in (("scenario", "this one only"), ("arm", "this one with the reference arm only")):
-        again = "may be said several times"
-        study.add_argument(f"--{part}", metavar="NAME", action="append", default=[], help=f"play {help_}; {again}")
+    only = "play this one only; may be said several times"
+    study.add_argument("--scenario", metavar="NAME", action="append", default=[], help=only)
+    only = "play this one with the reference arm only; may be said several times"
+    study.add_argument("--arm", metavar="NAME", action="append", default=[], help=only)
     sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
     sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
     for command in (study, sweep):

@@ -99,6 +99,24 @@ def test_error_is_no_larger_than_plain_pytorch(monkeypatch, op, head, dtype):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("head", [{}, {"logit_softcap": 2.0}], ids=["plain", "softcap"])
+def test_nothing_lies_beside_a_row_of_logits(monkeypatch, op, head):
+    """Some products of 16 bits on a CPU read it, and multiply it with 0."""
+    rooms, made = [], blocks._buffer
+
+    def of_nan(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, torch.nan))
+            rooms.append(made(*arguments))
+        return rooms[-1]
+
+    monkeypatch.setattr(blocks, "_buffer", of_nan)
+    run(FgrpoKernels, op, leaves(torch.bfloat16), head)
+    assert rooms
+    assert all((room[:, V:] == 0).all() for room in rooms)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_any_block_size_and_any_order_of_rows(monkeypatch, op):
     """float32: at most some roundings' difference of the largest entry between any two ways."""
     head = {"low_rank": True, "logit_softcap": 3.0}
