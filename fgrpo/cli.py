@@ -159,7 +159,7 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from fgrpo.study.spec import read_study
+    from fgrpo.study.file import read_study
 
     _play_study(read_study(arguments.study).part(arguments.scenario, arguments.arm), arguments)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
-from statistics import fmean
 from typing import Protocol
 
-from fgrpo.study.measures import Choice, Curve, choose
 from fgrpo.study.plan import Cell, Pair
-from fgrpo.study.result import Result
 from fgrpo.study.spec import Study
-
-Find = Callable[[Cell], Result | None]  # what a cell came to; None if it is not finished
+from fgrpo.study.tuning import Find, finalists
 
 
 class Watcher(Protocol):
@@ -73,39 +69,19 @@ class Agenda:
         unchosen = [
             cell
             for at, pair in enumerate(self._pairs)
-            if self._tuning[at]
-            for cell in pair.reported(next(iter(pair.configs)), self._study.seeds)
+            if self._study.tune is not None and self._tuning[at]
+            for value in list(pair.configs)[: self._study.tune.finalists]
+            for cell in pair.reported(value, self._study.seeds)
         ]
         return [*(entry[-1] for entry in self._waiting), *unchosen]
 
     def _report(self, at: int) -> None:
-        """Put a pair's reported cells on the agenda."""
-        choice = chosen(self._pairs[at], self._study, self._find)
-        if choice is None:
-            return  # every value failed, and each failure has been told
-        for cell in self._pairs[at].reported(choice.value, self._study.seeds):
-            if self._find(cell) is None:
-                self._push(at, cell)
+        """Put a pair's reported cells on the agenda; none if every value failed, as each failure has been told."""
+        for value in finalists(self._pairs[at], self._study, self._find):
+            for cell in self._pairs[at].reported(value, self._study.seeds):
+                if self._find(cell) is None:
+                    self._push(at, cell)
 
     def _push(self, at: int, cell: Cell) -> None:
         seed = 0 if cell.tuning else self._study.seeds.index(cell.seed)
         heapq.heappush(self._waiting, (not cell.tuning, seed, at, next(self._number), cell))
-
-
-def chosen(pair: Pair, study: Study, find: Find) -> Choice | None:
-    """Return a pair's value: the best of those that all tuning seeds have been played with; None if there is none."""
-    if not pair.tuning_seeds:
-        return Choice(None, {}, False)
-    finals: dict[object, list[float | None]] = {}
-    for cell in pair.tuning():
-        result = find(cell)
-        accuracy = None if result is None else Curve.of(result.accuracy, pair.scenario.measure).final(study.last)
-        finals.setdefault(cell.value, []).append(accuracy)
-    return choose({value: None if None in known else fmean(known) for value, known in finals.items()})  # type: ignore[arg-type]
-
-
-def played(pair: Pair, study: Study, find: Find) -> tuple[Choice | None, Mapping[int, Result]]:
-    """Return a pair's choice and, by seed, the results that there are."""
-    choice = chosen(pair, study, find)
-    cells = [] if choice is None else pair.reported(choice.value, study.seeds)
-    return choice, {cell.seed: result for cell in cells if (result := find(cell)) is not None}

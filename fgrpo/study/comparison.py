@@ -11,12 +11,12 @@ import numpy as np
 
 from fgrpo.records import Evaluation
 from fgrpo.show.changes import accuracy_change, mean_change
-from fgrpo.study.agenda import Find, played
 from fgrpo.study.intervals import Estimate, bootstrap, mean_estimate, t_interval
-from fgrpo.study.measures import Choice, Curve, cost_of
+from fgrpo.study.measures import Curve, cost_of
 from fgrpo.study.plan import Pair
 from fgrpo.study.result import Result
 from fgrpo.study.spec import Study
+from fgrpo.study.tuning import Choice, Find, played
 
 _NEAR_BEST = 0.9
 

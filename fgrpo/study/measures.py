@@ -87,28 +87,3 @@ def cost_of(target: float, costs: Sequence[float], values: Sequence[float]) -> f
             part = (target - before) / (value - before)
             return costs[at - 1] + part * (costs[at] - costs[at - 1])
     return math.inf
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The value of a tuned key.
-
-    Attributes:
-        accuracy: by value, the mean final accuracy on the tuning seeds; None where a run failed.
-        at_edge: whether the best value is the smallest or the largest that was tried, so that it may lie beyond.
-    """
-
-    value: object
-    accuracy: Mapping[object, float | None]
-    at_edge: bool
-
-
-def choose(accuracy: Mapping[object, float | None]) -> Choice | None:
-    """Return the value with the highest accuracy, of equal ones the first; None if every one failed."""
-    known = {value: a for value, a in accuracy.items() if a is not None}
-    if not known:
-        return None
-    best = max(known, key=lambda value: known[value])
-    numbers = [value for value in accuracy if isinstance(value, int | float) and not isinstance(value, bool)]
-    at_edge = best in numbers and len(numbers) > 1 and best in (min(numbers), max(numbers))
-    return Choice(best, accuracy, at_edge)

@@ -12,11 +12,11 @@ from fgrpo.show.pages import write_page
 from fgrpo.show.tables import TextTable
 from fgrpo.show.text import duration
 from fgrpo.study import tables
-from fgrpo.study.agenda import Find
 from fgrpo.study.comparison import Runs, rows, runs
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.plots import write_plots
 from fgrpo.study.spec import Study
+from fgrpo.study.tuning import Find
 from fgrpo.study.verdict import verdict_table
 
 
@@ -82,11 +82,10 @@ def _columns(shown: Iterable[TextTable]) -> list[str]:
 
 def _headline(study: Study, all_runs: Sequence[Runs], find: Find, failed: int) -> list[tuple[str, str, str]]:
     """Return what the study consists of, as (what, value, detail)."""
-    planned = [
-        cell
-        for run in all_runs
-        for cell in (*run.pair.tuning(), *(run.pair.reported(run.choice.value, study.seeds) if run.choice else ()))
-    ]
+    planned = [cell for run in all_runs for cell in run.pair.tuning()]
+    for run in all_runs:
+        for value in run.choice.finalists if run.choice else ():
+            planned += run.pair.reported(value, study.seeds)
     finished = [result for cell in planned if (result := find(cell)) is not None]
     details = [f"{duration(sum(result.seconds for result in finished))} of rounds"]
     details += [f"{len(planned) - len(finished)} missing"] if len(planned) > len(finished) else []

@@ -14,13 +14,14 @@ from fgrpo.errors import FgrpoError, RunError
 from fgrpo.hub import hub_or_disk
 from fgrpo.lock import held
 from fgrpo.show.text import counted
-from fgrpo.study.agenda import Agenda, Find
+from fgrpo.study.agenda import Agenda
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, pairs
 from fgrpo.study.pool import play_all
 from fgrpo.study.progress import StudyProgress
 from fgrpo.study.result import OTHER_DEFAULT, Result
 from fgrpo.study.spec import Study
+from fgrpo.study.tuning import Find
 
 if TYPE_CHECKING:
     from fgrpo.study.page import Report

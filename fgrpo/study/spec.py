@@ -1,4 +1,4 @@
-"""What a study asks: a YAML file, read and checked."""
+"""What a study asks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fgrpo import yaml_text
-from fgrpo.config import Config
 from fgrpo.errors import ConfigError
 from fgrpo.nearest import did_you_mean
-from fgrpo.paths import found_from
 from fgrpo.show.text import counted
 
 BASELINES = ("centralised", "local")
@@ -55,11 +50,18 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Tune:
-    """A key that each arm in each scenario gets the best value of, chosen on seeds that are not reported."""
+    """A key that each arm in each scenario gets the best value of, chosen on other seeds than it is reported on.
+
+    Attributes:
+        seeds: on which every value of the grid is played; none of them is reported.
+        finalists: how many of the best values there are played with the reported seeds; each of these is reported at
+            the one that is best on the others.
+    """
 
     key: str
     grid: tuple[Any, ...]
     seeds: tuple[int, ...]
+    finalists: int = 1
 
     def key_of(self, arm: Arm) -> str:
         return arm.tune or self.key
@@ -140,72 +142,6 @@ class Study:
         return next(scenario for scenario in self.scenarios if scenario.name == name)
 
 
-@dataclass(frozen=True)
-class _File:
-    """The types by which names in the file stay text (see `fgrpo.yaml_text`)."""
-
-    base: Config
-    arms: dict[str, Config]
-    scenarios: dict[str, Config]
-    tune: dict[str, Any]
-    baselines: list[str]
-    reference: str
-    output_dir: str
-
-
-_KEYS = (
-    *("base", "arms", "scenarios", "seeds", "rounds", "tune"),
-    *("reference", "baselines", "last", "keep", "output_dir"),
-)
-
-
-def read_study(path: str | Path) -> Study:
-    """Return the study that a YAML file describes; `docs/studies.md` has every key.
-
-    Raises:
-        ConfigError: in one line, with the key.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        keys = yaml_text.load(text, _File)
-    except OSError as error:
-        raise ConfigError(f"study {path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"study {path}: {' '.join(str(error).split())}") from None
-    try:
-        return _study(keys, path, text)
-    except ConfigError as error:
-        raise ConfigError(f"study {path}: {error}") from None
-
-
-def _study(keys: Any, path: Path, text: str) -> Study:
-    keys = {key: value for key, value in _mapping("a study", keys).items() if not key.startswith("x-")}
-    _known("", keys, _KEYS)
-    keys |= {name: _found_from(keys.get(name), path.parent) for name in ("arms", "scenarios")}
-    arms = [_arm(name, values) for name, values in _mapping("arms", keys.get("arms")).items()]
-    arms += [Arm(name, baseline=name) for name in baselines(keys.get("baselines"), [arm.name for arm in arms])]
-    scenarios = _mapping("scenarios", keys.get("scenarios")) or {path.stem: {}}
-    if not arms:
-        raise ConfigError("arms: there are none; name at least one, as in `arms: {fedavg: {aggregation.rule: fedavg}}`")
-    study = Study(
-        name=path.stem,
-        base=_base(keys.get("base"), path),
-        arms=tuple(arms),
-        scenarios=tuple(_scenario(name, values) for name, values in scenarios.items()),
-        seeds=seeds("seeds", keys.get("seeds", [0])),
-        reference=keys.get("reference", arms[0].name),
-        rounds=_count("rounds", keys["rounds"]) if "rounds" in keys else None,
-        tune=_tune(keys["tune"]) if keys.get("tune") is not None else None,
-        last=_count("last", keys.get("last", 3)),
-        keep=_truth("keep", keys.get("keep", False)),
-        output_dir=Path(keys.get("output_dir") or Path("studies") / path.stem),
-        text=text,
-    )
-    check_study(study)
-    return study
-
-
 def check_study(study: Study) -> None:
     """Raise ConfigError for what does not fit together."""
     names = [arm.name for arm in study.arms]
@@ -221,6 +157,10 @@ def check_study(study: Study) -> None:
         raise ConfigError(f"arms.{without.name}.tune: {without.tune} needs a grid of its own, `grid: [...]` beside it")
     if study.tune is not None and (both := set(study.tune.seeds) & set(study.seeds)):
         raise ConfigError(f"tune.seeds: {min(both)} is also reported; tune on other seeds than those in seeds")
+    if study.tune is not None and study.tune.finalists > 1 and len(study.seeds) == 1:
+        raise ConfigError(
+            "tune.finalists: a seed is reported at the finalist that is best on the others; expected two seeds or more"
+        )
 
 
 def slug(name: str) -> str:
@@ -245,77 +185,3 @@ def seeds(key: str, value: Any) -> tuple[int, ...]:
     if len(set(value)) < len(value):
         raise ConfigError(f"{key}: a seed is there twice in {value}")
     return tuple(value)
-
-
-def _found_from(named: Any, folder: Path) -> Any:
-    """Return overrides by name with their paths, which are relative to the file, as they are from here."""
-    if not isinstance(named, dict):
-        return named
-    return {name: found_from(keys, folder) if isinstance(keys, dict) else keys for name, keys in named.items()}
-
-
-def _base(value: Any, path: Path) -> Path | Mapping[str, Any]:
-    if value is None:
-        raise ConfigError("base: expected the path of a configuration, or its keys")
-    if not isinstance(value, str):
-        keys = found_from(dict(_mapping("base", value)), path.parent)
-        return {**keys, "rewards": {"folder": str(path.parent), **_mapping("base.rewards", keys.get("rewards"))}}
-    beside = path.parent / value
-    return beside if beside.exists() else Path(value)
-
-
-def _arm(name: str, values: Any) -> Arm:
-    overrides = dict(_mapping(f"arms.{name}", values))
-    baseline, tune, grid = (overrides.pop(key, None) for key in ("baseline", "tune", "grid"))
-    if baseline is not None and baseline not in BASELINES:
-        raise ConfigError(f"arms.{name}.baseline: '{baseline}' is none of {', '.join(BASELINES)}")
-    if not isinstance(tune, str | None):
-        raise ConfigError(f"arms.{name}.tune: got {tune!r:.60}, expected a key of the configuration, such as train.lr")
-    return Arm(name, overrides, baseline, tune, None if grid is None else _grid(f"arms.{name}.grid", grid))
-
-
-def _scenario(name: str, values: Any) -> Scenario:
-    overrides = dict(_mapping(f"scenarios.{name}", values))
-    measure = overrides.pop("measure", "*")
-    patterns = [measure] if isinstance(measure, str) else measure
-    if not isinstance(patterns, list) or not patterns:
-        raise ConfigError(f"scenarios.{name}.measure: got {measure!r}, expected names of clients")
-    return Scenario(name, overrides, tuple(str(pattern) for pattern in patterns))
-
-
-def _tune(value: Any) -> Tune:
-    keys = _mapping("tune", value)
-    _known("tune.", keys, ("key", "grid", "seeds"))
-    if missing := [key for key in ("key", "grid", "seeds") if key not in keys]:
-        example = "tune: {key: server.lr, grid: [1, 2], seeds: [9]}"
-        raise ConfigError(f"tune.{missing[0]}: it is missing, as in `{example}`")
-    return Tune(str(keys["key"]), _grid("tune.grid", keys["grid"]), seeds("tune.seeds", keys["seeds"]))
-
-
-def _grid(key: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"{key}: got {value!r}, expected a list of values")
-    return tuple(value)
-
-
-def _mapping(key: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict | None):
-        raise ConfigError(f"{key}: it holds {value!r:.60}, expected keys and their values")
-    return value or {}
-
-
-def _count(key: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{key}: got {value!r}, expected a whole number of at least 1")
-    return value
-
-
-def _truth(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{key}: got {value!r}, expected true or false")
-    return value
-
-
-def _known(prefix: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:
-    if unknown := [key for key in keys if key not in known]:
-        raise ConfigError(f"unknown key '{prefix}{unknown[0]}'" + did_you_mean(unknown[0], known))

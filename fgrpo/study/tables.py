@@ -11,12 +11,12 @@ from typing import Any
 
 from fgrpo.show.tables import TextTable
 from fgrpo.show.text import percent, printable
-from fgrpo.study.agenda import Find
 from fgrpo.study.comparison import Row, Runs
 from fgrpo.study.intervals import Estimate, Interval
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, Pair
 from fgrpo.study.spec import Study
+from fgrpo.study.tuning import Choice, Find
 
 _NOT_BRIEF = (
     *("seeds", "worst client", "restless", "rounds to 90%", "to reference", "worst differs"),
@@ -53,7 +53,7 @@ def scenario_table(study: Study, scenario: str, rows: Sequence[Row], brief: bool
     cells, warnings, unused = [], [], []
     rows = [row for row in rows if row.scenario == scenario]
     for row in rows:
-        value = "-" if row.choice.value is None else f"{row.choice.value}" + ("!" if row.choice.at_edge else "")
+        value = (row.choice.text or "-") + ("!" if row.choice.at_edge else "")
         if own := study.arm(row.arm).tune:
             value = f"{own} {value}"
         if row.choice.at_edge:
@@ -141,35 +141,40 @@ def _times(ratio: Estimate | None) -> str:
 
 
 def tuning_tables(study: Study, all_runs: Sequence[Runs]) -> list[TextTable]:
-    """Return, for each tuned key, the accuracy at its values, by which one was chosen."""
+    """Return, for each tuned key, the accuracy at its values, by which they were chosen."""
     if study.tune is None:
         return []
-    by_key: dict[str, list[Runs]] = {}
+    by_key: dict[str, list[tuple[Pair, Choice]]] = {}
     for run in all_runs:
         if run.pair.tuning_seeds and run.choice is not None:
-            by_key.setdefault(study.tune.key_of(run.pair.arm), []).append(run)
-    return [_tuning_table(study, key, tuned) for key, tuned in by_key.items()]
+            by_key.setdefault(study.tune.key_of(run.pair.arm), []).append((run.pair, run.choice))
+    return [_tuning_table(study, key, tuned, study.tune.finalists > 1) for key, tuned in by_key.items()]
 
 
-def _tuning_table(study: Study, key: str, tuned: Sequence[Runs]) -> TextTable:
-    values = list(dict.fromkeys(value for run in tuned for value in run.pair.configs))
+def _tuning_table(study: Study, key: str, tuned: Sequence[tuple[Pair, Choice]], finals: bool) -> TextTable:
+    values = list(dict.fromkeys(value for pair, _ in tuned for value in pair.configs))
     values = sorted(values) if all(isinstance(value, int | float) for value in values) else values
-    rows = []
-    for run in tuned:
-        assert run.choice is not None
-        accuracy = [
-            percent(run.choice.accuracy[value]) if run.choice.accuracy.get(value) is not None else "-"
-            for value in values
-        ]
-        chosen = f"{run.choice.value}" + (" ! edge" if run.choice.at_edge else "")
-        rows.append((run.pair.scenario.name, run.pair.arm.name, *accuracy, chosen))
+    rows: list[tuple[str, ...]] = []
+    for pair, choice in tuned:
+        head, chosen = (pair.scenario.name, pair.arm.name), choice.text + (" ! edge" if choice.at_edge else "")
+        on_tuning_seeds = _shares(choice.on_tuning_seeds, values)
+        if finals:
+            rows.append((*head, "tuning", *on_tuning_seeds, ""))
+            rows.append((*head, "reported", *_shares(choice.on_reported_seeds, values), chosen))
+        else:
+            rows.append((*head, *on_tuning_seeds, chosen))
     return TextTable(
-        f"Tuning of {key}: accuracy on the tuning seeds",
-        ("scenario", study.arm_word, *map(str, values), "chosen"),
+        f"Tuning of {key}: accuracy on the tuning seeds" + (", and of the finalists on those reported" * finals),
+        ("scenario", study.arm_word, *(["seeds"] if finals else []), *map(str, values), "chosen"),
         tuple(rows),
-        numbers_from=2,
-        note="- failed, not played, or not in the arm's grid; ! the best value lies at the grid's edge",
+        numbers_from=2 + finals,
+        note="- failed, not played, or not in the arm's grid; ! the best value lies at the grid's edge"
+        + ("; chosen: for each reported seed the finalist that is best on the others, (seeds at it)" * finals),
     )
+
+
+def _shares(accuracy: Mapping[object, float | None], values: Sequence[object]) -> list[str]:
+    return ["-" if (share := accuracy.get(value)) is None else percent(share) for value in values]
 
 
 def failure_table(failures: Mapping[Cell, str]) -> TextTable:
@@ -199,7 +204,7 @@ def _row_numbers(row: Row) -> dict[str, Any]:
         "scenario": row.scenario,
         "arm": row.arm,
         "seeds": row.seeds,
-        "tuned_value": row.choice.value,
+        "tuned_value": row.choice.text or None,
         "at_edge": row.choice.at_edge,
     }
     for name in (

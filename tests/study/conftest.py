@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgrpo.study.spec import read_study
+from fgrpo.study.file import read_study
 
 STUDY = """
 x-easy: &easy {reasoning_gym: gcd, params: {min_value: 1, max_value: 40}}

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fgrpo.errors import ConfigError
-from fgrpo.study.measures import Curve, choose, cost_of
+from fgrpo.study.measures import Curve, cost_of
 
 ACCURACY = {
     "a": {0: 0.2, 2: 0.4, 4: 0.8, 6: 0.6},
@@ -59,24 +59,3 @@ def test_a_pattern_without_a_client_is_told():
 )
 def test_cost_of(values, target, rounds):
     assert cost_of(target, [0, 3, 6], values) == pytest.approx(rounds)
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "value", "at_edge"),
-    [
-        pytest.param({1: 0.5, 2: 0.7, 4: 0.6}, 2, False, id="inside"),
-        pytest.param({1: 0.5, 2: 0.6, 4: 0.7}, 4, True, id="largest"),
-        pytest.param({4: 0.5, 1: 0.7, 2: 0.6}, 1, True, id="smallest, unsorted"),
-        pytest.param({1: 0.5, 2: 0.7, 4: None}, 2, False, id="beyond it a run failed"),
-        pytest.param({1: 0.7, 2: 0.7, 4: 0.7}, 1, True, id="all equal"),
-        pytest.param({3: 0.7}, 3, False, id="no choice"),
-        pytest.param({"plain": 0.5, "adam": 0.7}, "adam", False, id="words have no edge"),
-    ],
-)
-def test_choose(accuracy, value, at_edge):
-    choice = choose(accuracy)
-    assert (choice.value, choice.at_edge) == (value, at_edge)
-
-
-def test_nothing_to_choose_from():
-    assert choose({1: None, 2: None}) is None

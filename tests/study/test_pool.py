@@ -7,12 +7,13 @@ import pytest
 from players import Player
 
 from fgrpo.study import tables
-from fgrpo.study.agenda import Agenda, chosen
+from fgrpo.study.agenda import Agenda
 from fgrpo.study.comparison import rows, runs
 from fgrpo.study.plan import pairs
 from fgrpo.study.pool import play_all
 from fgrpo.study.run import finder
 from fgrpo.study.spec import Arm
+from fgrpo.study.tuning import finalists
 
 
 class Watcher:
@@ -53,14 +54,29 @@ def test_values_are_tuned_and_the_best_is_reported(study, tmp_path, jobs):
     planned, reasons = play(small, tmp_path / "cells", jobs)
     assert set(reasons.values()) == {None}
     assert len(played(tmp_path / "cells")) == 2 * (3 + 2)
-    choices = [chosen(pair, small, finder(tmp_path / "cells")) for pair in planned]
-    assert [choice.value for choice in choices] == [2.0, 2.0]
+    choices = [run.choice for run in runs(small, planned, finder(tmp_path / "cells"))]
+    assert [choice.by_seed for choice in choices] == [{0: 2.0, 1: 2.0}] * 2
     assert not any(choice.at_edge for choice in choices)
     reported = [name for name in played(tmp_path / "cells") if "tuning" not in name]
     assert sorted(name[-1] for name in reported) == ["0", "0", "1", "1"]
     # Two processes end in any order.
     assert jobs or [name[-1] for name in reported] == ["0", "0", "1", "1"], (
         "seed by seed: an early end leaves whole comparisons"
+    )
+
+
+def test_finalists_are_played_with_the_reported_seeds(study, tmp_path):
+    small = study(TUNED.replace("seeds: [7]}", "seeds: [7], finalists: 2}"))
+    planned, _ = play(small, tmp_path / "cells", 0)
+    reported = [name for name in played(tmp_path / "cells") if "tuning" not in name and "fedavg" in name]
+    assert reported == [f"small / fedavg at {value} / seed {seed}" for seed in (0, 1) for value in (2.0, 1.0)]
+    found = runs(small, planned, finder(tmp_path / "cells"))
+    assert [run.choice.by_seed for run in found] == [{0: 2.0, 1: 2.0}] * 2
+    (table,) = tables.tuning_tables(small, found)
+    assert table.columns == ("scenario", "arm", "seeds", "1.0", "2.0", "4.0", "chosen")
+    assert table.rows[:2] == (
+        ("small", "fedavg", "tuning", "45.0%", "47.0%", "43.0%", ""),
+        ("small", "fedavg", "reported", "38.5%", "40.5%", "-", "2.0"),
     )
 
 
@@ -110,7 +126,7 @@ def test_an_arm_whose_tuning_fails_at_some_values_is_tuned_over_the_others(study
     assert [name for name, reason in reasons.items() if reason] == [
         f"small / broken at {value} / seed 7 (tuning)" for value in (1.0, 2.0, 4.0)
     ], "and without any value nothing is reported"
-    assert chosen(planned[-1], small, finder(tmp_path / "cells")) is None
+    assert finalists(planned[-1], small, finder(tmp_path / "cells")) == ()
 
 
 def test_an_interrupt_ends_the_study_and_its_processes(study, tmp_path):

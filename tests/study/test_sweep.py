@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fgrpo.errors import ConfigError
+from fgrpo.study.file import read_study
 from fgrpo.study.plan import pairs
-from fgrpo.study.spec import read_study
 from fgrpo.study.sweep import split, sweep
 
 CONFIG = Path(__file__).parents[2] / "configs/quickstart.yaml"
