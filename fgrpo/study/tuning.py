@@ -36,9 +36,14 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The values, that of most seeds first, with how many seeds if there are several; empty if nothing is tuned."""
+        """The values, that of most seeds first, with how many seeds if there are several; empty if nothing is tuned.
+
+        The finalists if no reported seed is finished.
+        """
         if self.finalists == (None,):
             return ""
+        if not self.by_seed:
+            return ", ".join(map(str, self.finalists))
         counts = Counter(self.by_seed.values()).most_common()
         return ", ".join(f"{value}" if len(counts) == 1 else f"{value} ({seeds})" for value, seeds in counts)
 
@@ -60,7 +65,7 @@ def played(pair: Pair, study: Study, find: Find) -> tuple[Choice | None, Mapping
         for value, by_seed in results.items()
     }
     by_seed = {seed: best_by_others(seed, finals) for seed in study.seeds if any(seed in f for f in finals.values())}
-    means = {value: fmean(by_seed.values()) if by_seed else None for value, by_seed in finals.items()}
+    means = {value: fmean(found.values()) if found else None for value, found in finals.items()}
     choice = Choice(tuning, last, means, by_seed, _at_edge(set(by_seed.values()) or {last[0]}, list(pair.configs)))
     return choice, {seed: results[value][seed] for seed, value in by_seed.items()}
 

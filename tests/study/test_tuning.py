@@ -80,6 +80,13 @@ def test_each_seed_is_reported_at_the_finalist_that_is_best_on_the_others(tuned)
     assert choice.on_reported_seeds == pytest.approx({2: 0.49, 1: 0.50})
 
 
+def test_finalists_that_are_still_to_be_played(tuned):
+    pair, small, find = tuned({1: {TUNING_SEED: 0.6}, 2: {TUNING_SEED: 0.7}, 4: {TUNING_SEED: 0.5}}, 2)
+    choice, results = played(pair, small, find)
+    assert (choice.text, choice.by_seed, results) == ("2.0, 1.0", {}, {})
+    assert choice.on_reported_seeds == {2: None, 1: None}
+
+
 @pytest.mark.parametrize("own", [0.0, 1.0])
 def test_what_a_seed_came_to_itself_has_no_say(own):
     finals = {1: {0: own, 1: 0.5, 2: 0.5}, 2: {0: 0.5, 1: 0.4, 2: 0.7}}
