@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from itertools import count
+from itertools import chain, count
 from typing import Protocol
 
 from fgrpo.study.plan import Cell, Pair
@@ -41,13 +41,16 @@ class Agenda:
         self._pairs = list(pairs)
         self._waiting: list[tuple[bool, int, int, int, Cell]] = []
         self._tuning: dict[int, set[Cell]] = {}  # by pair, the cells whose end its choice waits for
+        self._unchosen: dict[int, list[Cell]] = {}  # by pair that waits, what it may have to play after that
         self._number = count()
         for at, pair in enumerate(pairs):
             self._tuning[at] = {cell for cell in pair.tuning() if find(cell) is None}
             for cell in pair.tuning():
                 if cell in self._tuning[at]:
                     self._push(at, cell)
-            if not self._tuning[at]:
+            if self._tuning[at]:
+                self._unchosen[at] = self._missing(pair, [*finalists(pair, study, find), *pair.configs])
+            else:
                 self._report(at)
 
     def take(self) -> Cell | None:
@@ -66,21 +69,19 @@ class Agenda:
 
     def left(self) -> list[Cell]:
         """Return the cells that nobody has taken yet, with those of pairs whose value is still to be chosen."""
-        unchosen = [
-            cell
-            for at, pair in enumerate(self._pairs)
-            if self._study.tune is not None and self._tuning[at]
-            for value in list(pair.configs)[: self._study.tune.finalists]
-            for cell in pair.reported(value, self._study.seeds)
-        ]
-        return [*(entry[-1] for entry in self._waiting), *unchosen]
+        return [*(entry[-1] for entry in self._waiting), *chain.from_iterable(self._unchosen.values())]
 
     def _report(self, at: int) -> None:
         """Put a pair's reported cells on the agenda; none if every value failed, as each failure has been told."""
-        for value in finalists(self._pairs[at], self._study, self._find):
-            for cell in self._pairs[at].reported(value, self._study.seeds):
-                if self._find(cell) is None:
-                    self._push(at, cell)
+        self._unchosen.pop(at, None)
+        for cell in self._missing(self._pairs[at], finalists(self._pairs[at], self._study, self._find)):
+            self._push(at, cell)
+
+    def _missing(self, pair: Pair, values: Sequence[object]) -> list[Cell]:
+        """Return the reported cells that are not finished, at the first of the values, as many as are reported."""
+        number = self._study.tune.finalists if self._study.tune else 1
+        first = list(dict.fromkeys(values))[:number]
+        return [cell for value in first for cell in pair.reported(value, self._study.seeds) if self._find(cell) is None]
 
     def _push(self, at: int, cell: Cell) -> None:
         seed = 0 if cell.tuning else self._study.seeds.index(cell.seed)

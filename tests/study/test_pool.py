@@ -109,6 +109,15 @@ def test_finished_cells_are_not_played_again(study, tmp_path):
     assert played(root)[len(before) :] == ["small / fedavg at 2.0 / seed 2", "small / <b>fgrpo</b> at 2.0 / seed 2"]
 
 
+def test_a_grid_that_grows_is_not_counted_anew(study, tmp_path):
+    root = tmp_path / "cells"
+    small = study(TUNED)
+    play(small, root, 0)
+    larger = study(TUNED.replace("[1, 2, 4]", "[1, 2, 4, 8]"))
+    left = Agenda(larger, pairs(larger), finder(root)).left()
+    assert [cell.name.partition(" at ")[2] for cell in left] == ["8.0 / seed 7 (tuning)"] * 2
+
+
 @pytest.mark.parametrize("jobs", [0, 1, 2])
 def test_a_cell_that_fails_ends_no_other(study, tmp_path, jobs):
     small = with_arms(study(), "failing", "broken", *(["dying"] if jobs else []), "last")
