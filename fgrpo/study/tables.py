@@ -169,7 +169,8 @@ def _tuning_table(study: Study, key: str, tuned: Sequence[tuple[Pair, Choice]], 
         tuple(rows),
         numbers_from=2 + finals,
         note="- failed, not played, or not in the arm's grid; ! the best value lies at the grid's edge"
-        + ("; chosen: for each reported seed the finalist that is best on the others, (seeds at it)" * finals),
+        + "; chosen: for each reported seed the finalist that is best on the others (in brackets: for how many)"
+        * finals,
     )
 
 
