@@ -16,9 +16,9 @@ SEEDS, TUNING_SEED = (0, 1, 2), 7
 def tuned(study):
     """Return a function that gives a study of one arm with a grid, its pair, and what finds made-up accuracies."""
 
-    def make(accuracy, number=1):
+    def make(accuracy, number=1, key="server.lr"):
         """Accuracies by value and seed; the values are the grid."""
-        tune = Tune("server.lr", tuple(accuracy), (TUNING_SEED,), number)
+        tune = Tune(key, tuple(accuracy), (TUNING_SEED,), number)
         small = replace(study(), seeds=SEEDS, tune=tune)
         small = replace(small, arms=small.arms[:1])
 
@@ -49,6 +49,12 @@ def test_one_finalist_is_the_best_on_the_tuning_seeds(tuned, on_tuning_seed, val
     assert (choice.finalists, choice.at_edge, choice.text) == ((value,), at_edge, f"{float(value)}")
     assert choice.by_seed == dict.fromkeys(SEEDS, value)
     assert results.keys() == set(SEEDS)
+
+
+def test_words_have_no_edge(tuned):
+    accuracy = {word: {TUNING_SEED: a, 0: a} for word, a in {"plain": 0.5, "adam": 0.7}.items()}
+    choice, _ = played(*tuned(accuracy, key="server.optimizer"))
+    assert (choice.text, choice.at_edge) == ("adam", False)
 
 
 def test_nothing_to_choose_from(tuned):
