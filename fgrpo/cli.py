@@ -74,6 +74,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argpars
     study.add_argument("--scenario", metavar="NAME", action="append", default=[], help=only)
     only = "play this one with the reference arm only; may be said several times"
     study.add_argument("--arm", metavar="NAME", action="append", default=[], help=only)
+    study.add_argument("--reference", metavar="NAME", help="the arm to compare with (default: the study's)")
     sweep = add("sweep", _sweep, "CONFIG", "play a configuration with several values, separated by commas", True)
     sweep.add_argument("--baselines", default="", help="centralised, local, or both separated by a comma")
     for command in (study, sweep):
@@ -161,7 +162,8 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _study(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from fgrpo.study.file import read_study
 
-    _play_study(read_study(arguments.study).part(arguments.scenario, arguments.arm), arguments)
+    study = read_study(arguments.study).part(arguments.scenario, arguments.arm, arguments.reference)
+    _play_study(study, arguments)
 
 
 def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -118,13 +118,17 @@ class Study:
         beside = f" and {counted(baselines, 'baseline')}" if baselines else ""
         return f"{configurations}{beside} x {seeds}"
 
-    def part(self, scenarios: Sequence[str] = (), arms: Sequence[str] = ()) -> Study:
+    def part(self, scenarios: Sequence[str] = (), arms: Sequence[str] = (), reference: str | None = None) -> Study:
         """Return the study of these scenarios and arms only, of all where none is named; the reference arm stays.
+
+        Args:
+            reference: the arm to compare with; None is the study's.
 
         Raises:
             ConfigError: there is no scenario or arm of one of the names.
         """
-        for what, names, things in (("scenario", scenarios, self.scenarios), ("arm", arms, self.arms)):
+        reference = self.reference if reference is None else reference
+        for what, names, things in (("scenario", scenarios, self.scenarios), ("arm", (*arms, reference), self.arms)):
             known = [thing.name for thing in things]
             if unknown := [name for name in names if name not in known]:
                 suggestion = did_you_mean(unknown[0], known)
@@ -132,7 +136,8 @@ class Study:
         return replace(
             self,
             scenarios=tuple(s for s in self.scenarios if not scenarios or s.name in scenarios),
-            arms=tuple(a for a in self.arms if not arms or a.name in (*arms, self.reference)),
+            arms=tuple(a for a in self.arms if not arms or a.name in (*arms, reference)),
+            reference=reference,
         )
 
     def arm(self, name: str) -> Arm:

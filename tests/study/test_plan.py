@@ -79,10 +79,14 @@ def test_a_part_of_a_study(study):
     assert [scenario.name for scenario in part.scenarios] == ["one", "three"]
     assert [arm.name for arm in part.arms] == ["fedavg", "<b>fgrpo</b>", "local"], "the reference stays"
     assert small.part() == small
+    against = small.part(arms=["local"], reference="fedavg")
+    assert (against.reference, [arm.name for arm in against.arms]) == ("fedavg", ["fedavg", "local"])
     with pytest.raises(ConfigError, match=r"there is no scenario 'tow'; did you mean 'two'\?"):
         small.part(["tow"])
     with pytest.raises(ConfigError, match=r"there is no arm 'fedavgs'; did you mean 'fedavg'\?"):
         small.part(arms=["fedavgs"])
+    with pytest.raises(ConfigError, match=r"there is no arm 'locals'; did you mean 'local'\?"):
+        small.part(reference="locals")
 
 
 def test_a_baseline_has_neither_server_nor_wire(study):
