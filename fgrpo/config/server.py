@@ -38,14 +38,15 @@ class AggregationConfig:
             published (`sequences` where a client has no such number, as reasoning-gym's tasks never end), or, of the
             round, the `sequences` or `tokens` that it trained on or the sequences in `informative` groups, whose
             rewards differed.
-        tau: fgrpo, lagging: temperature of the weights; smaller follows the gain more sharply.
-        clip: fgrpo, lagging: bound on the relative gain.
+        tau: where gains weigh, in fgrpo, lagging and, with gain server, agreement: temperature of the weights; smaller
+            follows the gain more sharply.
+        clip: where gains weigh: bound on the relative gain.
         cap: fgrpo, informative, agreement, lagging: the largest weight that one client may have (at least 1/K).
         floor: of the same: the least weight, as a part of an equal share 1/K.
         decay: how much of a moving average survives a round: of a client's baseline, deviation and agreement.
-        scale: fgrpo, lagging: what makes a gain relative: the client's own baseline, its own running deviation, or the
-            standard error of a round's mean reward.
-        smoothing: fgrpo, lagging: how much of a client's earlier gains stays in its gain.
+        scale: where gains weigh: what makes a gain relative: the client's own baseline, its own running deviation, or
+            the standard error of a round's mean reward.
+        smoothing: where gains weigh: how much of a client's earlier gains stays in its gain.
         gain: what a gain is measured on: the `reward` of a client's training; its `heldout` score, which it measures
             after training, greedily; or the `server`'s own score of the global model with and without the client's
             delta, on public prompts.

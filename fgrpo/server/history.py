@@ -74,14 +74,15 @@ def updated_clients(
     decay, smoothing, updated = config.decay, config.smoothing, dict(history)
     for report in reports:
         old, now = history.get(report.client), own_score(report, config)
+        gain = (1 - smoothing) * gains[report.client]
         if old is None:
-            updated[report.client] = ClientHistory(now.mean, now.std, 1, last=report.round)
+            updated[report.client] = ClientHistory(now.mean, now.std, 1, gain, last=report.round)
         else:
             updated[report.client] = ClientHistory(
                 decay * old.baseline + (1 - decay) * now.mean,
                 decay * old.deviation + (1 - decay) * now.std,
                 old.rounds + 1,
-                smoothing * old.gain + (1 - smoothing) * gains[report.client],
+                smoothing * old.gain + gain,
                 moved(old.agreement, agreement.get(report.client), decay),
                 report.round,
             )

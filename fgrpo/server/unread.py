@@ -17,9 +17,12 @@ def unread(config: Config) -> Iterator[str]:
     for rule, entry in WEIGHTINGS.items():
         for key in entry.reads:
             readers.setdefault(key, []).append(rule)
+        for key in entry.reads_tried:
+            readers.setdefault(key, []).append(f"{rule} with gain server")
     rule, optimizer = config.aggregation.rule, config.server.optimizer
     for key, rules in readers.items():
-        if rule not in rules and (value := _set(config.aggregation, AggregationConfig(), key)) is not None:
+        read = {rule, f"{rule} with gain {config.aggregation.gain}"}
+        if read.isdisjoint(rules) and (value := _set(config.aggregation, AggregationConfig(), key)) is not None:
             yield f"aggregation.{key}: {value} decides no weight with rule {rule}, only with {', '.join(rules)}"
     for key, optimizers in _OPTIMIZERS.items():
         if optimizer not in optimizers and (value := _set(config.server, ServerConfig(), key)) is not None:

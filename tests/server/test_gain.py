@@ -60,7 +60,8 @@ def test_the_history_keeps_what_gains_are_measured_on():
     ):
         after = updated_clients(past, [told], {"a": 0.0}, {}, config)["a"]
         assert (after.baseline, after.deviation) == pytest.approx(expected)
-        first = updated_clients({}, [told], {}, {}, config)["a"]
+        first = updated_clients({}, [told], {"a": 0.4}, {}, replace(config, smoothing=0.75))["a"]
+        assert first.gain == pytest.approx(0.1)  # the server's own needs no past
         assert (first.baseline == 0.9) == (config.gain == "heldout")
 
 

@@ -96,7 +96,7 @@ def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn,
     assert [back[-1], *back[:-1]] == pytest.approx(weights, abs=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["fgrpo", "lagging"])
+@pytest.mark.parametrize("rule", ["fgrpo", "lagging", "agreement"])
 @settings(max_examples=60, deadline=None)
 @given(
     drawn=st.lists(st.tuples(reports, pasts), min_size=2, max_size=5),
@@ -180,6 +180,28 @@ def test_agreement_follows_the_part_of_a_delta_that_is_signal():
     )
     with_it = Agreement(cap=1.0)([*told, newcomer], {}, extended)
     assert with_it[1] < with_it[2] < with_it[0]
+
+
+def test_agreement_counts_those_less_whose_deltas_do_harm_in_the_servers_own_trials():
+    told = [Report(name, 3, 64, 500, 0.5, 0.3, 8.0, 0.1, {}, {}, informative=32) for name in "abc"]
+    past = {
+        "a": ClientHistory(0.1, 0.3, 4),
+        "b": ClientHistory(0.9, 0.3, 4),
+        "c": ClientHistory(0.5, 0.3, 4, gain=-1.0),
+    }
+    trials = Trials(Score(0.5, 0.4, 16), {"a": Score(0.6, 0.4, 16), "b": Score(0.5, 0.4, 16), "c": Score(0.2, 0.4, 16)})
+
+    def weigh(tau=1.0, of=told, **config):
+        rule = make_rule(AggregationConfig(cap=1.0, scale="error", clip=5.0, tau=tau, **config), trials)
+        return rule(of, past, Geometry({}, {}))
+
+    harm = math.exp(-3.0 / 2)  # three standard errors; whose delta gains one, and whose delta gains nothing, are level
+    assert weigh(tau=2.0, gain="server") == pytest.approx([1 / (2 + harm), 1 / (2 + harm), harm / (2 + harm)])
+    smooth = math.exp(-(0.5 * 1.0 + 0.5 * 3.0) / 2)
+    assert weigh(tau=2.0, gain="server", smoothing=0.5)[2] == pytest.approx(smooth / (2 + smooth))
+    assert weigh(tau=1e-4, gain="server") == [0.5, 0.5, 0.0]
+    assert weigh(tau=1e-4, gain="server", of=told[2:]) == [1.0]
+    assert weigh(gain="reward") == pytest.approx([1 / 3] * 3)
 
 
 @pytest.mark.parametrize(

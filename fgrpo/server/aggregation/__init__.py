@@ -43,6 +43,7 @@ class Entry(NamedTuple):
         about: one line.
         source: where it comes from.
         reads: keys under `aggregation` that its weights depend on, of those that some weightings do not read.
+        reads_tried: and these where `gain` is `server`.
         compares_deltas: it looks at each client's last delta, which is kept for it.
     """
 
@@ -50,6 +51,7 @@ class Entry(NamedTuple):
     about: str
     source: str
     reads: tuple[str, ...] = ()
+    reads_tried: tuple[str, ...] = ()
     compares_deltas: bool = False
 
 
@@ -57,15 +59,20 @@ def _fgrpo(config: AggregationConfig, measure: Measure) -> FGRPO:
     return FGRPO(config.tau, config.clip, config.cap, config.floor, config.scale, config.smoothing, config.n_k, measure)
 
 
+def _agreement(config: AggregationConfig, measure: Measure) -> Agreement:
+    tried = _fgrpo(config, measure) if config.gain == "server" else None
+    return Agreement(config.cap, config.floor, config.decay, tried)
+
+
 _LIMITS = ("cap", "floor")
-_GAINS = ("tau", "clip", "scale", "smoothing", "gain", *_LIMITS)
+_GAINS = ("tau", "clip", "scale", "smoothing", "gain")
 
 WEIGHTINGS = {
     "fgrpo": Entry(
         _fgrpo,
         "n_k * exp(gain / tau): relative gain over the client's own past",
         "arXiv 2606.03094",
-        ("n_k", *_GAINS),
+        ("n_k", *_GAINS, *_LIMITS),
     ),
     "fedavg": Entry(
         lambda config, _: FedAvg(config.n_k), "n_k: who has more data counts more", "arXiv 1602.05629", ("n_k",)
@@ -81,17 +88,18 @@ WEIGHTINGS = {
         _LIMITS,
     ),
     "agreement": Entry(
-        lambda config, _: Agreement(config.cap, config.floor, config.decay),
-        "informative completions * agreement of the client's delta with its own last one",
+        _agreement,
+        "informative completions * agreement of the delta with its last one; gain server: * exp(min(gain, 0) / tau)",
         "docs/aggregation.md",
         _LIMITS,
+        _GAINS,
         compares_deltas=True,
     ),
     "lagging": Entry(
         lambda config, measure: Lagging(_fgrpo(config, measure), config.cap, config.floor),
         "informative completions * exp(-gain / tau): those that lag behind first",
         "arXiv 2602.05547",
-        _GAINS,
+        (*_GAINS, *_LIMITS),
     ),
     "upgrad": Entry(lambda config, _: UPGrad(), "each delta projected so that it opposes no other", "arXiv 2406.16232"),
     "mgda": Entry(lambda config, _: MGDA(), "the shortest mean: it opposes no delta", "arXiv 1810.04650"),
