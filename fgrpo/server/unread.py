@@ -20,9 +20,10 @@ def unread(config: Config) -> Iterator[str]:
         for key in entry.reads_tried:
             readers.setdefault(key, []).append(f"{rule} with gain server")
     rule, optimizer = config.aggregation.rule, config.server.optimizer
+    entry = WEIGHTINGS[rule]
+    read = (*entry.reads, *(entry.reads_tried if config.aggregation.gain == "server" else ()))
     for key, rules in readers.items():
-        read = {rule, f"{rule} with gain {config.aggregation.gain}"}
-        if read.isdisjoint(rules) and (value := _set(config.aggregation, AggregationConfig(), key)) is not None:
+        if key not in read and (value := _set(config.aggregation, AggregationConfig(), key)) is not None:
             yield f"aggregation.{key}: {value} decides no weight with rule {rule}, only with {', '.join(rules)}"
     for key, optimizers in _OPTIMIZERS.items():
         if optimizer not in optimizers and (value := _set(config.server, ServerConfig(), key)) is not None:
