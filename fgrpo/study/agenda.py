@@ -79,7 +79,7 @@ class Agenda:
 
     def _missing(self, pair: Pair, values: Sequence[object]) -> list[Cell]:
         """Return the reported cells that are not finished, at the first of the values, as many as are reported."""
-        number = self._study.tune.finalists if self._study.tune else 1
+        number = self._study.tune.finalists_of(pair.arm) if self._study.tune else 1
         first = list(dict.fromkeys(values))[:number]
         return [cell for value in first for cell in pair.reported(value, self._study.seeds) if self._find(cell) is None]
 

@@ -134,12 +134,14 @@ def _base(value: Any, path: Path) -> Path | Mapping[str, Any]:
 
 def _arm(name: str, values: Any) -> Arm:
     overrides = dict(_mapping(f"arms.{name}", values))
-    baseline, tune, grid = (overrides.pop(key, None) for key in ("baseline", "tune", "grid"))
+    baseline, tune, grid, finalists = (overrides.pop(key, None) for key in ("baseline", "tune", "grid", "finalists"))
     if baseline is not None and baseline not in BASELINES:
         raise ConfigError(f"arms.{name}.baseline: '{baseline}' is none of {', '.join(BASELINES)}")
     if not isinstance(tune, str | None):
         raise ConfigError(f"arms.{name}.tune: got {tune!r:.60}, expected a key of the configuration, such as train.lr")
-    return Arm(name, overrides, baseline, tune, None if grid is None else _grid(f"arms.{name}.grid", grid))
+    grid = None if grid is None else _grid(f"arms.{name}.grid", grid)
+    finalists = None if finalists is None else _count(f"arms.{name}.finalists", finalists)
+    return Arm(name, overrides, baseline, tune, grid, finalists)
 
 
 def _scenario(name: str, values: Any) -> Scenario:

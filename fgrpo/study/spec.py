@@ -25,6 +25,7 @@ class Arm:
         baseline: `centralised` or `local` in place of a federation; None is a federation.
         tune: a key that is tuned for this arm in place of the study's; None is the study's.
         grid: values of the tuned key to try for this arm; None is the study's grid.
+        finalists: how many of its grid are played with the reported seeds; None is as many as the study says.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Arm:
     baseline: str | None = None
     tune: str | None = None
     grid: tuple[Any, ...] | None = None
+    finalists: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Tune:
 
     def grid_of(self, arm: Arm) -> tuple[Any, ...]:
         return arm.grid or self.grid
+
+    def finalists_of(self, arm: Arm) -> int:
+        return arm.finalists or self.finalists
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,19 @@ def check_study(study: Study) -> None:
             raise ConfigError(f"{what}: '{twice}' and another name would have the same folder")
     if study.tune is None and (gridded := next((arm.name for arm in study.arms if arm.grid is not None), None)):
         raise ConfigError(f"arms.{gridded}.grid: nothing is tuned; set tune: {{key: ..., grid: ..., seeds: ...}}")
-    if without := next((arm for arm in study.arms if arm.tune is not None and arm.grid is None), None):
-        raise ConfigError(f"arms.{without.name}.tune: {without.tune} needs a grid of its own, `grid: [...]` beside it")
+    for arm in study.arms:
+        for key, value in (("tune", arm.tune), ("finalists", arm.finalists)):
+            if value is not None and arm.grid is None:
+                raise ConfigError(f"arms.{arm.name}.{key}: {value} needs a grid of its own, `grid: [...]` beside it")
     if study.tune is not None and (both := set(study.tune.seeds) & set(study.seeds)):
         raise ConfigError(f"tune.seeds: {min(both)} is also reported; tune on other seeds than those in seeds")
-    if study.tune is not None and study.tune.finalists > 1 and len(study.seeds) == 1:
-        raise ConfigError(
-            "tune.finalists: a seed is reported at the finalist that is best on the others; expected two seeds or more"
-        )
+    if study.tune is not None and len(study.seeds) == 1:
+        finalists = {"tune": study.tune.finalists} | {f"arms.{arm.name}": arm.finalists or 1 for arm in study.arms}
+        if several := [key for key, number in finalists.items() if number > 1]:
+            raise ConfigError(
+                f"{several[0]}.finalists: a seed is reported at the finalist that is best on the others; "
+                "expected two seeds or more"
+            )
 
 
 def slug(name: str) -> str:

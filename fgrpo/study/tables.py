@@ -15,7 +15,7 @@ from fgrpo.study.comparison import Row, Runs
 from fgrpo.study.intervals import Estimate, Interval
 from fgrpo.study.measures import Curve
 from fgrpo.study.plan import Cell, Pair
-from fgrpo.study.spec import Study
+from fgrpo.study.spec import Study, Tune
 from fgrpo.study.tuning import Choice, Find
 
 _NOT_BRIEF = (
@@ -148,10 +148,11 @@ def tuning_tables(study: Study, all_runs: Sequence[Runs]) -> list[TextTable]:
     for run in all_runs:
         if run.pair.tuning_seeds and run.choice is not None:
             by_key.setdefault(study.tune.key_of(run.pair.arm), []).append((run.pair, run.choice))
-    return [_tuning_table(study, key, tuned, study.tune.finalists > 1) for key, tuned in by_key.items()]
+    return [_tuning_table(study, study.tune, key, tuned) for key, tuned in by_key.items()]
 
 
-def _tuning_table(study: Study, key: str, tuned: Sequence[tuple[Pair, Choice]], finals: bool) -> TextTable:
+def _tuning_table(study: Study, tune: Tune, key: str, tuned: Sequence[tuple[Pair, Choice]]) -> TextTable:
+    finals = any(tune.finalists_of(pair.arm) > 1 for pair, _ in tuned)
     values = list(dict.fromkeys(value for pair, _ in tuned for value in pair.configs))
     values = sorted(values) if all(isinstance(value, int | float) for value in values) else values
     rows: list[tuple[str, ...]] = []

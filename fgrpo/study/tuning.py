@@ -96,7 +96,7 @@ def _finalists(pair: Pair, study: Study, tuning: Mapping[object, float | None]) 
     if study.tune is None or not pair.tuning_seeds:
         return (None,)
     known = {value: accuracy for value, accuracy in tuning.items() if accuracy is not None}
-    return tuple(sorted(known, key=lambda value: -known[value]))[: study.tune.finalists]
+    return tuple(sorted(known, key=lambda value: -known[value]))[: study.tune.finalists_of(pair.arm)]
 
 
 def _by_seed(cells: Sequence[Cell], find: Find) -> dict[int, Result]:

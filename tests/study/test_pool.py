@@ -80,6 +80,17 @@ def test_finalists_are_played_with_the_reported_seeds(study, tmp_path):
     )
 
 
+def test_an_arm_may_have_fewer_finalists_than_the_others(study, tmp_path):
+    small = study(TUNED.replace("seeds: [7]}", "seeds: [7], finalists: 2}"))
+    first, second = small.arms
+    small = replace(small, arms=(first, replace(second, grid=(1, 2, 4), finalists=1)))
+    planned, _ = play(small, tmp_path / "cells", 0)
+    assert [len(finalists(pair, small, finder(tmp_path / "cells"))) for pair in planned] == [2, 1]
+    reported = [name for name in played(tmp_path / "cells") if "tuning" not in name]
+    assert sum(first.name in name for name in reported) == 2 * sum(second.name in name for name in reported) == 4
+    assert not Agenda(small, planned, finder(tmp_path / "cells")).left()
+
+
 def test_each_tuned_key_has_its_table(study, tmp_path):
     small = study(TUNED)
     pooled = Arm("pooled", baseline="centralised", tune="train.lr", grid=(1e-3, 1e-4))

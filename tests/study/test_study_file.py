@@ -69,6 +69,12 @@ def test_a_mistake_is_one_line(study, more, words):
         ("{tune: 1, grid: [1]}", "arms.a.tune: got 1, expected a key of the configuration"),
         ("{tune: train.lr}", "arms.a.tune: train.lr needs a grid of its own"),
         ("{tune: train.lr, grid: 1}", "arms.a.grid: got 1, expected a list"),
+        ("{finalists: 2}", "arms.a.finalists: 2 needs a grid of its own"),
+        ("{grid: [1, 2], finalists: 0}", "arms.a.finalists: got 0, expected a whole number of at least 1"),
+        (
+            "{grid: [1, 2], finalists: 2}",
+            "arms.a.finalists: a seed is reported at the finalist that is best on the others",
+        ),
     ],
 )
 def test_a_mistake_in_what_an_arm_tunes_is_one_line(arm, words, tmp_path):
