@@ -23,7 +23,7 @@ class _File:
 
     base: Config
     arms: dict[str, Config]
-    scenarios: dict[str, Config]
+    scenarios: dict[str, Config] | list[str | dict[str, Config]]
     tune: dict[str, Any]
     baselines: list[str]
     reference: str
@@ -81,12 +81,23 @@ def _extended(
     theirs, their_text = _read(other, extended_by)
     merged = {**theirs, "output_dir": None, **keys}
     if isinstance(picked := keys.get("scenarios"), list):
-        there = _mapping("scenarios", theirs.get("scenarios"))
-        if unknown := [name for name in picked if name not in there]:
-            suggestion = did_you_mean(str(unknown[0]), there)
-            raise ConfigError(f"scenarios: {other} has no '{unknown[0]}'{suggestion}")
-        merged["scenarios"] = {name: there[name] for name in picked}
+        merged["scenarios"] = _picked(picked, _mapping("scenarios", theirs.get("scenarios")), other)
     return merged, f"{text.rstrip()}\n\n# {other}:\n{their_text}"
+
+
+def _picked(scenarios: Sequence[Any], theirs: Mapping[str, Any], other: Path) -> Mapping[str, Any]:
+    """Return scenarios of another study's by their names, and those that are said in full."""
+    picked: dict[str, Any] = {}
+    for said in scenarios:
+        if not isinstance(said, str | dict):
+            raise ConfigError(f"scenarios: got {said!r:.60} in the list, expected a name, or a name with its keys")
+        if isinstance(said, str) and said not in theirs:
+            raise ConfigError(f"scenarios: {other} has no '{said}'{did_you_mean(said, theirs)}")
+        named = {said: theirs[said]} if isinstance(said, str) else said
+        if twice := picked.keys() & named.keys():
+            raise ConfigError(f"scenarios: '{min(twice)}' is there twice")
+        picked |= named
+    return picked
 
 
 def _study(keys: Mapping[str, Any], path: Path, text: str) -> Study:
@@ -117,6 +128,8 @@ def _study(keys: Mapping[str, Any], path: Path, text: str) -> Study:
 
 def _found_from(named: Any, folder: Path) -> Any:
     """Return overrides by name with their paths, which are relative to the file, as they are from here."""
+    if isinstance(named, list):
+        return [_found_from(one, folder) for one in named]
     if not isinstance(named, dict):
         return named
     return {name: found_from(keys, folder) if isinstance(keys, dict) else keys for name, keys in named.items()}

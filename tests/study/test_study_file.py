@@ -122,6 +122,17 @@ def test_a_study_may_pick_scenarios_of_another(tmp_path):
     assert ([arm.name for arm in ours.arms], ours.reference) == (["fgrpo"], "fgrpo")
 
 
+def test_a_study_may_put_scenarios_of_its_own_beside_those_of_another(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.jsonl").write_text("{}\n")
+    own = "{on: {clients: {1: {tasks: [{dataset: b.jsonl}]}}}, two: {}}"
+    ours = read_study(extending(tmp_path, f"scenarios: [fixed, {own}]"))
+    assert [scenario.name for scenario in ours.scenarios] == ["fixed", "on", "two"], "names stay text"
+    assert ours.scenarios[0].overrides == {"server.lr": 3}
+    (found,) = ours.scenarios[1].overrides["clients"]["1"]["tasks"]
+    assert Path(found["dataset"]).exists(), "paths are relative to the file"
+
+
 def test_null_takes_nothing_from_the_other(tmp_path):
     theirs = "tune: {key: server.lr, grid: [1], seeds: [9]}"
     assert read_study(extending(tmp_path, "", theirs)).tune is not None
@@ -137,6 +148,10 @@ def test_null_takes_nothing_from_the_other(tmp_path):
             "scenarios: .*theirs.yaml has no 'fixd'; did you mean 'fixed'?",
         ),
         ("scenarios: [one]", "", "scenarios: .*theirs.yaml has no 'one'"),
+        ("scenarios: [a, a]", "scenarios: {a: {}}", "scenarios: 'a' is there twice"),
+        ("scenarios: [a, {a: {}}]", "scenarios: {a: {}}", "scenarios: 'a' is there twice"),
+        ("scenarios: [[a]]", "scenarios: {a: {}}", r"scenarios: got \['a'\] in the list, expected a name, or a name"),
+        ("scenarios: [a, null]", "scenarios: {a: {}}", "scenarios: got None in the list"),
         ("", "extends: more/ours.yaml", "extends: .*ours.yaml extends this study in turn"),
         ("", "extends: gone.yaml", r"study .*theirs.yaml: study .*gone.yaml cannot be read"),
         ("", "round: 3", r"study .*ours.yaml: study .*theirs.yaml: unknown key 'round'"),
