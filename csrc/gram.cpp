@@ -4,6 +4,7 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -59,39 +60,69 @@ struct Rectangle {
     std::size_t run() const { return std::min(rows->run, columns->run); }
 };
 
-double widen(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
+float widen(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
 
-// A chunk of `rows` payloads, unpacked.
-template <std::size_t rows>
-struct Unpacked {
-    alignas(64) std::int16_t codes[rows][kChunk];
-    alignas(64) double scales[kChunkRuns][rows];
-    alignas(64) float values[rows][kChunk];
+// The codes of the runs that hold the N values from `first` on, and zeros after them: in `buffer`, unless they lie in
+// the payload as they are.
+const std::int8_t* codes_at(const GramKernels& simd, const Payload& payload, std::size_t first, std::size_t N,
+                            std::size_t run, std::int8_t* buffer) {
+    const Format format = payload.format;
+    const std::uint8_t* packed = payload.codes.data() + code_offset(format, first);
+    const std::size_t past = (N + run - 1) / run * run;
+    if (format.codec == Codec::int8 && past == N) return reinterpret_cast<const std::int8_t*>(packed);
+    simd.unpack[static_cast<int>(format.codec)](packed, format.block, N, buffer);
+    std::fill(buffer + N, buffer + past, std::int8_t{0});
+    return buffer;
+}
 
-    void take_codes(const GramKernels& simd, const Payload& payload, std::size_t first, std::size_t N,
-                    std::size_t run, std::size_t row) {
-        const Format format = payload.format;
-        simd.unpack[static_cast<int>(format.codec)](payload.codes.data() + code_offset(format, first),
-                                                    format.block, N, codes[row]);
-        const std::size_t runs = (N + run - 1) / run;
-        std::fill(codes[row] + N, codes[row] + runs * run, std::int16_t{0});
-        for (std::size_t b = 0; b < runs; ++b) {
-            scales[b][row] = widen(payload.scales[(first + b * run) / format.block]);
-        }
+// The runs' scales, `stride` apart.
+void take_scales(const Payload& payload, std::size_t first, std::size_t N, std::size_t run, float* scales,
+                 std::size_t stride) {
+    const int shift = std::countr_zero(payload.format.block);
+    for (std::size_t at = first; at < first + N; at += run, scales += stride) {
+        *scales = widen(payload.scales[at >> shift]);
     }
+}
 
-    void take_values(const Payload& payload, std::size_t first, std::size_t N, std::size_t row) {
-        const Format format = payload.format;
-        const Term term = term_at(payload, first, 1.0f);
-        kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values[row]);
-        std::fill(values[row] + N, values[row] + (N + 7) / 8 * 8, 0.0f);
+// The N values from `first` on, and zeros after them up to a multiple of eight.
+void take_values(const Payload& payload, std::size_t first, std::size_t N, float* values) {
+    const Format format = payload.format;
+    const Term term = term_at(payload, first, 1.0f);
+    kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values);
+    std::fill(values + N, values + (N + 7) / 8 * 8, 0.0f);
+}
+
+// A chunk of a group's payloads.
+struct Unpacked {
+    alignas(64) std::int8_t four[4][kChunk];
+    alignas(64) std::int16_t codes[kRows / 4][4 * kChunk];
+    alignas(64) float scales[kChunkRuns][kRows];
+    alignas(64) float values[kRows][kChunk];
+
+    // The last payload's row stands again where there are too few for the last four.
+    void take(const GramKernels& simd, std::span<const Payload> payloads, const Group& group, std::size_t run,
+              std::size_t first, std::size_t N) {
+        for (std::size_t row = 0; row < group.places.size(); row += 4) {
+            const std::int8_t* rows[4];
+            for (std::size_t i = 0; i < 4; ++i) {
+                const std::size_t last = group.places.size() - 1;
+                const Payload& payload = payloads[group.places[std::min(row + i, last)]];
+                if (run == 0) {
+                    take_values(payload, first, N, values[row + i]);
+                } else {
+                    rows[i] = codes_at(simd, payload, first, N, run, four[i]);
+                    take_scales(payload, first, N, run, &scales[0][row + i], kRows);
+                }
+            }
+            if (run != 0) simd.interleave(rows, (N + run - 1) / run * run, codes[row / 4]);
+        }
     }
 };
 
 using Sums = double[kRows][kRows];
 
 struct Scratch {
-    Unpacked<kRows> rows, columns;
+    Unpacked rows, columns;
 };
 
 // sums += the products of a rectangle's payloads in the values [first, past).
@@ -99,18 +130,11 @@ void add_products(const GramKernels& simd, std::span<const Payload> payloads, st
                   const Rectangle& rectangle, std::size_t first, std::size_t past, Scratch& scratch,
                   Sums& sums) {
     const std::size_t run = rectangle.run();
-    Unpacked<kRows>& columns = rectangle.diagonal ? scratch.rows : scratch.columns;
+    Unpacked& columns = rectangle.diagonal ? scratch.rows : scratch.columns;
     for (; first < past; first += kChunk) {
         const std::size_t N = std::min(kChunk, past - first);
-        const auto take = [&](std::span<const Payload> list, const Group& group, Unpacked<kRows>& unpacked) {
-            for (std::size_t row = 0; row < group.places.size(); ++row) {
-                const Payload& payload = list[group.places[row]];
-                if (run == 0) unpacked.take_values(payload, first, N, row);
-                if (run != 0) unpacked.take_codes(simd, payload, first, N, run, row);
-            }
-        };
-        take(payloads, *rectangle.rows, scratch.rows);
-        if (!rectangle.diagonal) take(others, *rectangle.columns, columns);
+        scratch.rows.take(simd, payloads, *rectangle.rows, run, first, N);
+        if (!rectangle.diagonal) columns.take(simd, others, *rectangle.columns, run, first, N);
         const std::size_t height = rectangle.rows->places.size(), width = rectangle.columns->places.size();
         if (run == 0) {
             simd.add_value_products({scratch.rows.values, height}, {columns.values, width},
@@ -126,7 +150,7 @@ void add_products(const GramKernels& simd, std::span<const Payload> payloads, st
 // Calls work(scratch, item) for each item; each thread has a Scratch of its own.
 template <typename Work>
 void for_each_item(std::size_t items, int threads, const Work& work) {
-    std::vector<Scratch> scratch(std::min(items, most_threads(threads)));
+    const auto scratch = std::make_unique_for_overwrite<Scratch[]>(std::min(items, most_threads(threads)));
     std::atomic<std::size_t> ranges = 0;
     parallel_for(items, 1, threads, [&](std::size_t begin, std::size_t end) {
         if (begin == end) return;
@@ -260,7 +284,9 @@ void squared_norms(std::span<const Payload> payloads, std::span<double> squares,
     const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
     std::vector<double> partial(payloads.size() * parts);
     parallel_for(partial.size(), 1, threads, [&](std::size_t begin, std::size_t end) {
-        Unpacked<1> row;
+        alignas(64) std::int8_t buffer[kChunk];
+        alignas(64) float values[kChunk];
+        float scales[kChunkRuns];
         for (std::size_t at = begin; at < end; ++at) {
             const Payload& payload = payloads[at / parts];
             const std::size_t run = run_of(payload);
@@ -268,12 +294,12 @@ void squared_norms(std::span<const Payload> payloads, std::span<double> squares,
             for (std::size_t first = part; first < past; first += kChunk) {
                 const std::size_t N = std::min(kChunk, past - first);
                 if (run == 0) {
-                    row.take_values(payload, first, N, 0);
-                    simd.add_value_squares(row.values[0], N, &partial[at]);
+                    take_values(payload, first, N, values);
+                    simd.add_value_squares(values, N, &partial[at]);
                 } else {
-                    row.take_codes(simd, payload, first, N, run, 0);
-                    simd.add_code_squares(row.codes[0], row.scales[0], run, (N + run - 1) / run,
-                                          &partial[at]);
+                    const std::int8_t* codes = codes_at(simd, payload, first, N, run, buffer);
+                    take_scales(payload, first, N, run, scales, 1);
+                    simd.add_code_squares(codes, scales, run, (N + run - 1) / run, &partial[at]);
                 }
             }
         }

@@ -6,86 +6,120 @@
 namespace fgrpo {
 namespace {
 
+inline Doubles load_wide(const float* from) { return widen(load<Vector<float, kWide>>(from)); }
+
 // ---- codes ----
 
-// Rows at once, against four columns: as many products as a register has integers.
-constexpr size_t kRowsAtOnce = kLanes / 4;
-
-// The sums of the registers, four a row: of row r the columns' from four * r on.
-inline Ints sums_of(const Ints (&products)[kRowsAtOnce][4]) {
-    Ints quarters[kRowsAtOnce];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < kRowsAtOnce; ++r) {
-        quarters[r] = sums_of_quarters(products[r][0], products[r][1], products[r][2], products[r][3]);
-    }
+// Four rows' scales, and four columns', for the products of FourByFour from `lane` on.
+inline Doubles rotated_scales(const float* scales, size_t lane) {
 #if defined(__AVX512F__)
-    const auto add_halves = [](Ints x, Ints y) {
-        const __m512i low = _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0x88);
-        return (Ints)_mm512_add_epi32(low, _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0xdd));
-    };
-    return add_halves(add_halves(quarters[0], quarters[1]), add_halves(quarters[2], quarters[3]));
+    const __m512i places =
+        lane ? _mm512_setr_epi64(2, 3, 0, 1, 3, 0, 1, 2) : _mm512_setr_epi64(0, 1, 2, 3, 1, 2, 3, 0);
+    const __m512d wide = _mm512_cvtps_pd(_mm256_castps128_ps256(_mm_loadu_ps(scales)));
+    return (Doubles)_mm512_permutexvar_pd(places, wide);
 #elif defined(__AVX2__)
-    const __m256i low = _mm256_permute2x128_si256((__m256i)quarters[0], (__m256i)quarters[1], 0x20);
-    return (Ints)_mm256_add_epi32(
-        low, _mm256_permute2x128_si256((__m256i)quarters[0], (__m256i)quarters[1], 0x31));
+    const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(scales));
+    if (lane == 0) return (Doubles)wide;
+    if (lane == 4) return (Doubles)_mm256_permute4x64_pd(wide, 0b00111001);
+    if (lane == 8) return (Doubles)_mm256_permute4x64_pd(wide, 0b01001110);
+    return (Doubles)_mm256_permute4x64_pd(wide, 0b10010011);
 #else
-    return quarters[0];
+    return Doubles{scales[(lane / 4 + lane) % 4], scales[(lane / 4 + lane + 1) % 4]};
 #endif
 }
 
-// totals += the four sums from lane four * r on, each times the scales of its row and column; exact but for the
-// addition.
-template <size_t r>
-inline void add_scaled(Ints sums, double row_scale, const double* column_scales, Four& totals) {
+inline Doubles repeated_scales(const float* scales, [[maybe_unused]] size_t lane) {
 #if defined(__AVX512F__)
-    const auto dots = (Four)_mm256_cvtepi32_pd(_mm512_extracti32x4_epi32((__m512i)sums, r));
-    totals += dots * (row_scale * load<Four>(column_scales));
-#elif defined(__AVX2__)
-    const auto dots = (Four)_mm256_cvtepi32_pd(_mm256_extracti128_si256((__m256i)sums, r));
-    totals += dots * (row_scale * load<Four>(column_scales));
+    const __m128 four = _mm_loadu_ps(scales);
+    return (Doubles)_mm512_cvtps_pd(_mm256_set_m128(four, four));
 #else
-    for (size_t c = 0; c < 4; ++c) {
-        totals[c] += static_cast<double>(sums[4 * r + c]) * (row_scale * column_scales[c]);
-    }
+    return load_wide(scales + lane % 4);
 #endif
 }
 
-// A run of `steps` registers; the sums of kRowsAtOnce rows and four columns stay in registers all the way.
-template <size_t steps>
-inline void add_rows_by_columns(const CodeRows& rows, const CodeRows& columns, size_t row, size_t column,
-                                size_t runs, double (*sums)[kRows]) {
-    constexpr size_t run = steps * kShorts;
-    Four totals[kRowsAtOnce];
+// Four rows times four columns: sixteen lanes, column by column the rows as they are, and rotated by 1, 2 and 3. Of rows
+// with themselves, `own`, the last four would be the second again, and are left out.
+template <bool own>
+struct FourByFour {
+    static constexpr size_t turns = own ? 3 : 4;
+    size_t row, column;
+    Ints products[4] = {};
+    Doubles totals[16 / kWide] = {};
+
+    // Where the sums of a lane are.
+    double& place(double (*sums)[kRows], size_t lane) const {
+        const size_t i = (lane / 4 + lane) % 4, j = lane % 4;
+        return own && j < i ? sums[row + j][row + i] : sums[row + i][column + j];
+    }
+
+    void begin(double (*sums)[kRows]) {
+        double lanes[16] = {};
+        for (size_t lane = 0; lane < 4 * turns; ++lane) lanes[lane] = place(sums, lane);
+        __builtin_memcpy(totals, lanes, sizeof(lanes));
+    }
+
+    void begin_run() {
+        for (Ints& product : products) product = Ints{};
+    }
+
+    void add(const Shorts (&rows)[4], const CodeRows& columns, size_t at) {
+        const Shorts codes = own ? rows[0] : load<Shorts>(columns.codes[column / 4] + at);
 #pragma GCC unroll 4
-    for (size_t r = 0; r < kRowsAtOnce; ++r)
-        __builtin_memcpy(&totals[r], sums[row + r] + column, sizeof(Four));
-    for (size_t b = 0; b < runs; ++b) {
-        Ints products[kRowsAtOnce][4] = {};
-        const auto add_step = [&](size_t step) {
-            const size_t at = b * run + step * kShorts;
-            Shorts left[kRowsAtOnce];
-#pragma GCC unroll 4
-            for (size_t r = 0; r < kRowsAtOnce; ++r) left[r] = load<Shorts>(rows.codes[row + r] + at);
-#pragma GCC unroll 4
-            for (size_t c = 0; c < 4; ++c) {
-                const auto right = load<Shorts>(columns.codes[column + c] + at);
-#pragma GCC unroll 4
-                for (size_t r = 0; r < kRowsAtOnce; ++r) products[r][c] += multiply_add(left[r], right);
-            }
-        };
-        for (size_t step = 0; step < steps; ++step) add_step(step);
-        const Ints dots = sums_of(products);
-        const double *row_scales = rows.scales[b] + row, *column_scales = columns.scales[b] + column;
-        add_scaled<0>(dots, row_scales[0], column_scales, totals[0]);
-        if constexpr (kRowsAtOnce > 1) add_scaled<1>(dots, row_scales[1], column_scales, totals[1]);
-        if constexpr (kRowsAtOnce > 2) {
-            add_scaled<2>(dots, row_scales[2], column_scales, totals[2]);
-            add_scaled<3>(dots, row_scales[3], column_scales, totals[3]);
+        for (size_t turn = 0; turn < turns; ++turn) {
+            products[turn] = add_products(products[turn], rows[turn], codes);
         }
     }
-#pragma GCC unroll 4
-    for (size_t r = 0; r < kRowsAtOnce; ++r)
-        __builtin_memcpy(sums[row + r] + column, &totals[r], sizeof(Four));
+
+    void end_run(const CodeRows& rows, const CodeRows& columns, size_t b) {
+        alignas(64) int dots[16];
+        add_fourths(products, dots);
+#pragma GCC unroll 8
+        for (size_t lane = 0; lane < 4 * turns; lane += kWide) {
+            const Doubles scales = rotated_scales(rows.scales[b] + row, lane) *
+                                   repeated_scales(columns.scales[b] + column, lane);
+            totals[lane / kWide] += widen(dots + lane) * scales;  // exact but for the addition
+        }
+    }
+
+    void end(double (*sums)[kRows]) const {
+        double lanes[16];
+        __builtin_memcpy(lanes, totals, sizeof(lanes));
+        for (size_t lane = 0; lane < 4 * turns; ++lane) place(sums, lane) = lanes[lane];
+    }
+};
+
+// Four rows times four columns for each block; the sums of a run stay in registers.
+template <size_t run, typename... Blocks>
+inline void add_blocks(const CodeRows& rows, const CodeRows& columns, size_t row, size_t runs,
+                       double (*sums)[kRows], Blocks... blocks) {
+    (blocks.begin(sums), ...);
+    for (size_t b = 0; b < runs; ++b) {
+        (blocks.begin_run(), ...);
+#pragma GCC unroll 1
+        for (size_t at = 4 * b * run; at < 4 * (b + 1) * run; at += kShorts) {
+            const auto codes = load<Shorts>(rows.codes[row / 4] + at);
+            const Shorts left[4] = {codes, rotated<1>(codes), rotated<2>(codes), rotated<3>(codes)};
+            (blocks.add(left, columns, at), ...);
+        }
+        (blocks.end_run(rows, columns, b), ...);
+    }
+    (blocks.end(sums), ...);
+}
+
+template <size_t run>
+void add_runs(const CodeRows& rows, const CodeRows& columns, bool upper, size_t runs, double (*sums)[kRows]) {
+    for (size_t row = 0; row < rows.count; row += 4) {
+        const auto add = [&](auto... blocks) { add_blocks<run>(rows, columns, row, runs, sums, blocks...); };
+        const FourByFour<true> own{row, row};
+        size_t column = upper ? row + 4 : 0;
+        const bool odd = column < columns.count && (columns.count - column + 3) / 4 % 2;
+        if (upper && odd) add(own, FourByFour<false>{row, column});
+        if (upper && !odd) add(own);
+        if (!upper && odd) add(FourByFour<false>{row, column});
+        for (column += odd ? 4 : 0; column < columns.count; column += 8) {
+            add(FourByFour<false>{row, column}, FourByFour<false>{row, column + 4});
+        }
+    }
 }
 
 // Calls product(row, column) for every `height` rows and four columns that hold a pair that is needed.
@@ -94,13 +128,6 @@ inline void for_each_pair(size_t rows, size_t columns, bool upper, const Product
     for (size_t row = 0; row < rows; row += height) {
         for (size_t column = upper ? row / 4 * 4 : 0; column < columns; column += 4) product(row, column);
     }
-}
-
-template <size_t run>
-void add_runs(const CodeRows& rows, const CodeRows& columns, bool upper, size_t runs, double (*sums)[kRows]) {
-    for_each_pair<kRowsAtOnce>(rows.count, columns.count, upper, [&](size_t row, size_t column) {
-        add_rows_by_columns<run / kShorts>(rows, columns, row, column, runs, sums);
-    });
 }
 
 void add_code_products(const CodeRows& rows, const CodeRows& columns, bool upper, size_t run, size_t runs,
@@ -121,15 +148,15 @@ void add_code_products(const CodeRows& rows, const CodeRows& columns, bool upper
     }
 }
 
-void add_code_squares(const int16_t* codes, const double* scales, size_t run, size_t runs, double* sum) {
+void add_code_squares(const int8_t* codes, const float* scales, size_t run, size_t runs, double* sum) {
     double total = *sum;
     for (size_t first = 0; first < runs; first += 4) {
         const size_t count = runs - first < 4 ? runs - first : 4;
         Ints products[4] = {};
         for (size_t b = 0; b < count; ++b) {
             for (size_t i = 0; i < run; i += kShorts) {
-                const auto row = load<Shorts>(codes + (first + b) * run + i);
-                products[b] += multiply_add(row, row);
+                const auto row = load_shorts(codes + (first + b) * run + i);
+                products[b] = add_products(products[b], row, row);
             }
         }
         const auto dots = sums_of_four(products);
@@ -145,8 +172,6 @@ void add_code_squares(const int16_t* codes, const double* scales, size_t run, si
 
 constexpr size_t kSums = 8;  // of a pair, whatever the width
 constexpr size_t kParts = kSums / kWide;
-
-inline Doubles load_wide(const float* from) { return widen(load<Vector<float, kWide>>(from)); }
 
 inline double total(const Doubles (&parts)[kParts]) {
     double sums[kSums];
@@ -201,6 +226,7 @@ namespace gram_tables {
 extern const GramKernels FGRPO_SIMD;
 constinit const GramKernels FGRPO_SIMD = {
     {unpack<8>, unpack<4>, unpack<2>},
+    interleave,
     add_code_products,
     add_value_products,
     add_code_squares,

@@ -16,9 +16,9 @@ inline constexpr std::size_t kChunkRuns = kChunk / kSmallestBlock;  // at most
 
 // Rows' part of a chunk, cut into runs of values that share a scale.
 struct CodeRows {
-    const std::int16_t (*codes)[kChunk];
-    const double (*scales)[kRows];  // [run][row]
-    std::size_t count;              // of rows; what lies beyond is read up to the next multiple of four
+    const std::int16_t (*codes)[4 * kChunk];  // of each four rows, interleaved
+    const float (*scales)[kRows];             // [run][row]
+    std::size_t count;  // of rows; what lies beyond is read up to the next multiple of four
 };
 
 struct ValueRows {
@@ -28,7 +28,10 @@ struct ValueRows {
 
 struct GramKernels {
     // The codes of the whole blocks that hold N values, in order. [codec]
-    void (*unpack[3])(const std::uint8_t* codes, std::size_t block, std::size_t N, std::int16_t* unpacked);
+    void (*unpack[3])(const std::uint8_t* codes, std::size_t block, std::size_t N, std::int8_t* unpacked);
+
+    // Four rows' codes as add_code_products takes them; N a multiple of kSmallestBlock.
+    void (*interleave)(const std::int8_t* const (&rows)[4], std::size_t N, std::int16_t* interleaved);
 
     // sums[i][j] += the product of rows i and j, run by run. `upper`: only j >= i is needed.
     void (*add_code_products)(const CodeRows& rows, const CodeRows& columns, bool upper, std::size_t run,
@@ -40,8 +43,8 @@ struct GramKernels {
                                double (*sums)[kRows]);
 
     // sum += a row's product with itself, to the same bits.
-    void (*add_code_squares)(const std::int16_t* codes, const double* scales, std::size_t run,
-                             std::size_t runs, double* sum);
+    void (*add_code_squares)(const std::int8_t* codes, const float* scales, std::size_t run, std::size_t runs,
+                             double* sum);
     void (*add_value_squares)(const float* values, std::size_t N, double* sum);
 };
 

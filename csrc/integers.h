@@ -1,4 +1,4 @@
-// For the kernels' sources alone (see kernels.cpp): codes as 16-bit integers, and sums of their products.
+// For the kernels' sources alone (see kernels.cpp): codes as integers, and sums of their products.
 #pragma once
 
 #include "gram_kernels.h"
@@ -10,73 +10,156 @@ namespace {
 inline constexpr size_t kShorts = 2 * kLanes;  // fill one register
 using Shorts = Vector<int16_t, kShorts>;
 using Ints = Vector<int, kLanes>;
-#if defined(__AVX2__)
-using Four = Vector<double, 4>;
-#else
-using Four = double[4];  // no register holds it
-#endif
 
 // Bytes as 16-bit integers with their sign.
-template <size_t lanes>
-inline Vector<int16_t, lanes> load_shorts(const uint8_t* from) {
+inline Shorts load_shorts(const int8_t* from) {
 #if defined(__AVX512F__)
-    if constexpr (lanes == 32)
-        return (Vector<int16_t, 32>)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
-#endif
-#if defined(__AVX2__)
-    if constexpr (lanes == 16)
-        return (Vector<int16_t, 16>)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from));
-#endif
-#if defined(__SSE2__)
-    if constexpr (lanes == 8) {
-        const __m128i bytes = _mm_loadl_epi64((const __m128i*)from);
-        return (Vector<int16_t, 8>)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
-    }
-#endif
-    Vector<int16_t, lanes> wide;
-    for (size_t i = 0; i < lanes; ++i) wide[i] = static_cast<int8_t>(from[i]);
+    return (Shorts)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+    return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__SSE2__)
+    const __m128i bytes = _mm_loadl_epi64((const __m128i*)from);
+    return (Shorts)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+#else
+    Shorts wide;
+    for (size_t i = 0; i < kShorts; ++i) wide[i] = from[i];
     return wide;
+#endif
 }
 
 template <int bits, size_t lanes>
-inline void unpack_blocks(const uint8_t* codes, size_t block, size_t N, int16_t* unpacked) {
+inline void unpack_blocks(const uint8_t* codes, size_t block, size_t N, int8_t* unpacked) {
     constexpr size_t slots = 8 / bits;
+    constexpr uint8_t mask = (1 << bits) - 1, sign = 1 << (bits - 1);
     const size_t bytes = block / slots;
     for (size_t first = 0; first < N; first += block, codes += bytes) {
         for (size_t i = 0; i < bytes; i += lanes) {
-            const auto packed = load_shorts<lanes>(codes + i);
+            const auto packed = load<Vector<uint8_t, lanes>>(codes + i);
             __builtin_prefetch(codes + i + kChunk / slots);
 #pragma GCC unroll 4
             for (size_t slot = 0; slot < slots; ++slot) {
-                const int left = 16 - bits * static_cast<int>(slot + 1);
-                store(unpacked + first + slot * bytes + i, packed << left >> (16 - bits));
+                const auto code = (packed >> static_cast<uint8_t>(bits * slot)) & mask;
+                store(unpacked + first + slot * bytes + i, (code ^ sign) - sign);
             }
         }
     }
 }
 
 template <int bits>
-inline void unpack(const uint8_t* codes, size_t block, size_t N, int16_t* unpacked) {
+inline void unpack(const uint8_t* codes, size_t block, size_t N, int8_t* unpacked) {
     const size_t bytes = block * bits / 8;
-    if (bytes >= kShorts) return unpack_blocks<bits, kShorts>(codes, block, N, unpacked);
-    if constexpr (kShorts > 16) {
-        if (bytes == 16) return unpack_blocks<bits, 16>(codes, block, N, unpacked);
+    if constexpr (kLanes > 8) {
+        if (bytes >= 64) return unpack_blocks<bits, 64>(codes, block, N, unpacked);
     }
+    if constexpr (kLanes > 4) {
+        if (bytes >= 32) return unpack_blocks<bits, 32>(codes, block, N, unpacked);
+    }
+    if (bytes >= 16) return unpack_blocks<bits, 16>(codes, block, N, unpacked);
     unpack_blocks<bits, 8>(codes, block, N, unpacked);
 }
 
-// Products of neighbours, added in pairs.
-inline Ints multiply_add(Shorts a, Shorts b) {
-#if defined(__AVX512F__)
-    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+// Four rows' codes in one: by turns, two of each row. Which two is up to the instruction set, and the same for all rows;
+// codes stay among their 32.
+inline void interleave(const int8_t* const (&rows)[4], size_t N, int16_t* interleaved) {
+#if defined(__AVX2__)
+    using Bytes = __m256i;
+#define FGRPO_UNPACK(half, width, x, y) _mm256_unpack##half##_epi##width(x, y)
 #elif defined(__SSE2__)
-    return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+    using Bytes = __m128i;
+#define FGRPO_UNPACK(half, width, x, y) _mm_unpack##half##_epi##width(x, y)
+#endif
+#if defined(FGRPO_UNPACK)
+    using Wide = Vector<int16_t, sizeof(Bytes) / 2>;
+    for (size_t i = 0; i < N; i += sizeof(Bytes)) {
+        Bytes row[4];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < 4; ++r) {
+            row[r] = load<Bytes>(rows[r] + i);
+            __builtin_prefetch(rows[r] + i + kChunk, 0, 2);
+        }
+        const Bytes ab[2] = {FGRPO_UNPACK(lo, 32, row[0], row[1]), FGRPO_UNPACK(hi, 32, row[0], row[1])};
+        const Bytes cd[2] = {FGRPO_UNPACK(lo, 32, row[2], row[3]), FGRPO_UNPACK(hi, 32, row[2], row[3])};
+        int16_t* to = interleaved + 4 * i;
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; ++half) {
+            const Wide fours[2] = {(Wide)FGRPO_UNPACK(lo, 64, ab[half], cd[half]),
+                                   (Wide)FGRPO_UNPACK(hi, 64, ab[half], cd[half])};
+#pragma GCC unroll 2
+            for (const Wide four : fours) {
+                store(to, four << 8 >> 8);
+                store(to + sizeof(Bytes) / 2, four >> 8);
+                to += sizeof(Bytes);
+            }
+        }
+    }
+#undef FGRPO_UNPACK
 #else
-    Ints sums;
-    for (size_t i = 0; i < kLanes; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    for (size_t i = 0; i < N; ++i) {
+        for (size_t r = 0; r < 4; ++r) interleaved[4 * (i & ~size_t{1}) + 2 * r + i % 2] = rows[r][i];
+    }
+#endif
+}
+
+// Of interleaved rows, in the place of each the one k further on, past the last the first.
+template <size_t k>
+inline Shorts rotated(Shorts codes) {
+    constexpr int places[4] = {0b11100100, 0b00111001, 0b01001110, 0b10010011};
+#if defined(__AVX512F__)
+    return (Shorts)_mm512_shuffle_epi32((__m512i)codes, static_cast<_MM_PERM_ENUM>(places[k]));
+#elif defined(__AVX2__)
+    return (Shorts)_mm256_shuffle_epi32((__m256i)codes, places[k]);
+#elif defined(__SSE2__)
+    return (Shorts)_mm_shuffle_epi32((__m128i)codes, places[k]);
+#else
+    Shorts result;
+    for (size_t i = 0; i < kShorts; ++i) result[i] = codes[(i + 2 * k) % kShorts];
+    return result;
+#endif
+}
+
+// sums + the products of neighbours, added in pairs.
+inline Ints add_products(Ints sums, Shorts a, Shorts b) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+    return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return sums + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    for (size_t i = 0; i < kLanes; ++i) sums[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
     return sums;
+#endif
+}
+
+// Sixteen integers: of each of four registers, the four sums of every fourth integer.
+inline void add_fourths(const Ints (&of)[4], int* sums) {
+#if defined(__AVX512F__)
+    const auto add_halves = [](Ints x, Ints y) {
+        const __m512i low = _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0x88);
+        return (Ints)_mm512_add_epi32(low, _mm512_shuffle_i32x4((__m512i)x, (__m512i)y, 0xdd));
+    };
+    store(sums, add_halves(add_halves(of[0], of[1]), add_halves(of[2], of[3])));
+#elif defined(__AVX2__)
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 4; i += 2) {
+        const auto x = (__m256i)of[i], y = (__m256i)of[i + 1];
+        store(sums + 4 * i,
+              _mm256_add_epi32(_mm256_permute2x128_si256(x, y, 0x20), _mm256_permute2x128_si256(x, y, 0x31)));
+    }
+#else
+    for (size_t i = 0; i < 4; ++i) store(sums + 4 * i, of[i]);
+#endif
+}
+
+inline Doubles widen(const int* from) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtepi32_pd(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+    return (Doubles)_mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i*)from));
+#else
+    return Doubles{static_cast<double>(from[0]), static_cast<double>(from[1])};
 #endif
 }
 

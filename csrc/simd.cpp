@@ -10,6 +10,7 @@ extern const Kernels kernels_baseline;
 #if defined(FGRPO_X86_64)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_vnni;
 #endif
 
 namespace {
@@ -22,6 +23,7 @@ std::vector<const Kernels*> usable() {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
         tables.push_back(&kernels_avx512);
+        if (__builtin_cpu_supports("avx512vnni")) tables.push_back(&kernels_avx512_vnni);
     }
 #endif
     return tables;
