@@ -79,9 +79,8 @@ const std::int8_t* codes_at(const GramKernels& simd, const Payload& payload, std
 void take_scales(const Payload& payload, std::size_t first, std::size_t N, std::size_t run, float* scales,
                  std::size_t stride) {
     const int shift = std::countr_zero(payload.format.block);
-    for (std::size_t at = first; at < first + N; at += run, scales += stride) {
-        *scales = widen(payload.scales[at >> shift]);
-    }
+    for (std::size_t b = 0; b * run < N; ++b)
+        scales[b * stride] = widen(payload.scales[(first + b * run) >> shift]);
 }
 
 // The N values from `first` on, and zeros after them up to a multiple of eight.
@@ -99,22 +98,25 @@ struct Unpacked {
     alignas(64) float scales[kChunkRuns][kRows];
     alignas(64) float values[kRows][kChunk];
 
-    // The last payload's row stands again where there are too few for the last four.
+    // Where there are too few for the last four, the last stands there again in codes, and zeros in values.
     void take(const GramKernels& simd, std::span<const Payload> payloads, const Group& group, std::size_t run,
               std::size_t first, std::size_t N) {
-        for (std::size_t row = 0; row < group.places.size(); row += 4) {
+        const std::size_t count = group.places.size(), past = (N + 7) / 8 * 8;
+        const auto payload = [&](std::size_t row) -> const Payload& { return payloads[group.places[row]]; };
+        if (run == 0) {
+            for (std::size_t row = 0; row < count; ++row) take_values(payload(row), first, N, values[row]);
+            for (std::size_t row = count; row % 4 != 0; ++row)
+                std::fill(values[row], values[row] + past, 0.0f);
+            return;
+        }
+        for (std::size_t row = 0; row < count; row += 4) {
             const std::int8_t* rows[4];
             for (std::size_t i = 0; i < 4; ++i) {
-                const std::size_t last = group.places.size() - 1;
-                const Payload& payload = payloads[group.places[std::min(row + i, last)]];
-                if (run == 0) {
-                    take_values(payload, first, N, values[row + i]);
-                } else {
-                    rows[i] = codes_at(simd, payload, first, N, run, four[i]);
-                    take_scales(payload, first, N, run, &scales[0][row + i], kRows);
-                }
+                const bool there = row + i < count;
+                rows[i] = there ? codes_at(simd, payload(row + i), first, N, run, four[i]) : rows[i - 1];
+                take_scales(payload(there ? row + i : count - 1), first, N, run, &scales[0][row + i], kRows);
             }
-            if (run != 0) simd.interleave(rows, (N + run - 1) / run * run, codes[row / 4]);
+            simd.interleave(rows, (N + run - 1) / run * run, codes[row / 4]);
         }
     }
 };

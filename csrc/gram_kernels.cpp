@@ -10,13 +10,13 @@ inline Doubles load_wide(const float* from) { return widen(load<Vector<float, kW
 
 // ---- codes ----
 
-// Four rows' scales, and four columns', for the products of FourByFour from `lane` on.
+// The scales of four rows, and below of four columns, for the lanes of a FourByFour from `lane` on.
 inline Doubles rotated_scales(const float* scales, size_t lane) {
 #if defined(__AVX512F__)
     const __m512i places =
         lane ? _mm512_setr_epi64(2, 3, 0, 1, 3, 0, 1, 2) : _mm512_setr_epi64(0, 1, 2, 3, 1, 2, 3, 0);
-    const __m512d wide = _mm512_cvtps_pd(_mm256_castps128_ps256(_mm_loadu_ps(scales)));
-    return (Doubles)_mm512_permutexvar_pd(places, wide);
+    const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(scales));
+    return (Doubles)_mm512_permutexvar_pd(places, _mm512_castpd256_pd512(wide));
 #elif defined(__AVX2__)
     const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(scales));
     if (lane == 0) return (Doubles)wide;
@@ -30,8 +30,7 @@ inline Doubles rotated_scales(const float* scales, size_t lane) {
 
 inline Doubles repeated_scales(const float* scales, [[maybe_unused]] size_t lane) {
 #if defined(__AVX512F__)
-    const __m128 four = _mm_loadu_ps(scales);
-    return (Doubles)_mm512_cvtps_pd(_mm256_set_m128(four, four));
+    return (Doubles)_mm512_broadcast_f64x4(_mm256_cvtps_pd(_mm_loadu_ps(scales)));
 #else
     return load_wide(scales + lane % 4);
 #endif
@@ -122,14 +121,6 @@ void add_runs(const CodeRows& rows, const CodeRows& columns, bool upper, size_t 
     }
 }
 
-// Calls product(row, column) for every `height` rows and four columns that hold a pair that is needed.
-template <size_t height, typename Product>
-inline void for_each_pair(size_t rows, size_t columns, bool upper, const Product& product) {
-    for (size_t row = 0; row < rows; row += height) {
-        for (size_t column = upper ? row / 4 * 4 : 0; column < columns; column += 4) product(row, column);
-    }
-}
-
 void add_code_products(const CodeRows& rows, const CodeRows& columns, bool upper, size_t run, size_t runs,
                        double (*sums)[kRows]) {
     switch (run) {
@@ -177,6 +168,14 @@ inline double total(const Doubles (&parts)[kParts]) {
     double sums[kSums];
     __builtin_memcpy(sums, parts, sizeof(sums));
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+// Calls product(row, column) for every `height` rows and four columns that hold a pair that is needed.
+template <size_t height, typename Product>
+inline void for_each_pair(size_t rows, size_t columns, bool upper, const Product& product) {
+    for (size_t row = 0; row < rows; row += height) {
+        for (size_t column = upper ? row / 4 * 4 : 0; column < columns; column += 4) product(row, column);
+    }
 }
 
 constexpr size_t kValueRowsAtOnce = kLanes == 16 ? 4 : 1;

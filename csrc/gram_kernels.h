@@ -1,6 +1,6 @@
 // The inner loops of gram.cpp, compiled once per instruction set like those of kernels.h.
 //
-// They work on a chunk of values of up to kRows payloads at a time, a row each: their codes, or their values.
+// They work on a chunk of values of up to kRows payloads, rows, at a time: their codes, or their values.
 #pragma once
 
 #include <cstddef>

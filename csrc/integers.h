@@ -75,7 +75,7 @@ inline void interleave(const int8_t* const (&rows)[4], size_t N, int16_t* interl
 #pragma GCC unroll 4
         for (size_t r = 0; r < 4; ++r) {
             row[r] = load<Bytes>(rows[r] + i);
-            __builtin_prefetch(rows[r] + i + kChunk, 0, 2);
+            __builtin_prefetch(rows[r] + i + kChunk, 0, 2);  // the next chunk, where rows lie in payloads
         }
         const Bytes ab[2] = {FGRPO_UNPACK(lo, 32, row[0], row[1]), FGRPO_UNPACK(hi, 32, row[0], row[1])};
         const Bytes cd[2] = {FGRPO_UNPACK(lo, 32, row[2], row[3]), FGRPO_UNPACK(hi, 32, row[2], row[3])};
@@ -103,13 +103,15 @@ inline void interleave(const int8_t* const (&rows)[4], size_t N, int16_t* interl
 // Of interleaved rows, in the place of each the one k further on, past the last the first.
 template <size_t k>
 inline Shorts rotated(Shorts codes) {
-    constexpr int places[4] = {0b11100100, 0b00111001, 0b01001110, 0b10010011};
+#if defined(__SSE2__)
+    constexpr int places = 0b11100100 >> 2 * k | (0b11100100 << (8 - 2 * k) & 0xff);
+#endif
 #if defined(__AVX512F__)
-    return (Shorts)_mm512_shuffle_epi32((__m512i)codes, static_cast<_MM_PERM_ENUM>(places[k]));
+    return (Shorts)_mm512_shuffle_epi32((__m512i)codes, static_cast<_MM_PERM_ENUM>(places));
 #elif defined(__AVX2__)
-    return (Shorts)_mm256_shuffle_epi32((__m256i)codes, places[k]);
+    return (Shorts)_mm256_shuffle_epi32((__m256i)codes, places);
 #elif defined(__SSE2__)
-    return (Shorts)_mm_shuffle_epi32((__m128i)codes, places[k]);
+    return (Shorts)_mm_shuffle_epi32((__m128i)codes, places);
 #else
     Shorts result;
     for (size_t i = 0; i < kShorts; ++i) result[i] = codes[(i + 2 * k) % kShorts];

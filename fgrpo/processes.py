@@ -30,8 +30,12 @@ def forking_context(modules: Sequence[str]) -> Any:
 
 
 def serve_only() -> None:
-    """Called first in such a process: ignore Ctrl-C, which reaches all processes, and end at once with the parent."""
+    """Called first in such a process: ignore Ctrl-C, which reaches all processes, end at once with the parent, and be
+    ready to be killed: libraries' progress bars would lock with a semaphore of the system's, which stays behind."""
+    from tqdm import tqdm  # reads the environment, which the parent has set by now
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -108,6 +108,20 @@ def test_padding_does_not_count() -> None:
     assert torch.equal(gram([Encoded(codes, encoded.scales, "int8", 64, 70)]), gram([encoded]))
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2"])
+def test_the_largest_sums(simd: str, codec: str) -> None:
+    """The lowest codes of all, which have no counterpart, in the longest blocks; lists that do not fill up fours."""
+    lowest = {"int8": 0x80, "int4": 0x88, "int2": 0b10101010}[codec]
+    bits = int(codec.removeprefix("int"))
+    size, square = 2 * 1024 + 33, 4.0 ** (bits - 1)
+    codes = torch.full((3 * 1024 * bits // 8,), lowest, dtype=torch.uint8)
+    encoded = Encoded(codes, torch.ones(3, dtype=torch.bfloat16), codec, 1024, size)
+    for count in range(1, 10):
+        assert bool((gram([encoded] * count) == size * square).all())
+        assert bool((gram([encoded] * count, [encoded] * (10 - count)) == size * square).all())
+    assert norms([encoded]) == (math.sqrt(size * square),)
+
+
 def test_geometry_of_a_round() -> None:
     """What a rule reads off: the mean's norm, and each delta's cosine with its own last one."""
     generator = torch.Generator().manual_seed(0)
