@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "format.h"
+#include "chunk.h"
 #include "gram_kernels.h"
 #include "kernels.h"
 #include "payloads.h"
@@ -59,37 +58,6 @@ struct Rectangle {
     // The shorter of the runs, 0 where one of the groups has none: then values are multiplied.
     std::size_t run() const { return std::min(rows->run, columns->run); }
 };
-
-float widen(bfloat16 scale) { return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 16); }
-
-// The codes of the runs that hold the N values from `first` on, and zeros after them: in `buffer`, unless they lie in
-// the payload as they are.
-const std::int8_t* codes_at(const GramKernels& simd, const Payload& payload, std::size_t first, std::size_t N,
-                            std::size_t run, std::int8_t* buffer) {
-    const Format format = payload.format;
-    const std::uint8_t* packed = payload.codes.data() + code_offset(format, first);
-    const std::size_t past = (N + run - 1) / run * run;
-    if (format.codec == Codec::int8 && past == N) return reinterpret_cast<const std::int8_t*>(packed);
-    simd.unpack[static_cast<int>(format.codec)](packed, format.block, N, buffer);
-    std::fill(buffer + N, buffer + past, std::int8_t{0});
-    return buffer;
-}
-
-// The runs' scales, `stride` apart.
-void take_scales(const Payload& payload, std::size_t first, std::size_t N, std::size_t run, float* scales,
-                 std::size_t stride) {
-    const int shift = std::countr_zero(payload.format.block);
-    for (std::size_t b = 0; b * run < N; ++b)
-        scales[b * stride] = widen(payload.scales[(first + b * run) >> shift]);
-}
-
-// The N values from `first` on, and zeros after them up to a multiple of eight.
-void take_values(const Payload& payload, std::size_t first, std::size_t N, float* values) {
-    const Format format = payload.format;
-    const Term term = term_at(payload, first, 1.0f);
-    kernels().accumulate[static_cast<int>(format.codec)](&term, 1, format.block, N, true, values);
-    std::fill(values + N, values + (N + 7) / 8 * 8, 0.0f);
-}
 
 // A chunk of a group's payloads.
 struct Unpacked {
