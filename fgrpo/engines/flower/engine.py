@@ -110,6 +110,7 @@ class Flower:
                     self._take(sent, answer, turn)
                 if not turn.is_open:
                     break
+                self._wake()
             turn.close(f"no answer within {self._config.flower.deadline} s")
             if turn.answered >= least:
                 return
@@ -131,6 +132,7 @@ class Flower:
         ask = turn.ask_of(node, shipment)
         if self._exchange.send(node, ask, self._lifetime()):
             self._shipped[ask.clients[0]] += shipment.nbytes
+            self._roll.expect(node)
         else:
             turn.lose_node(node, "nothing could be sent to its node")
 
@@ -145,7 +147,9 @@ class Flower:
             return
         if not turn.is_of(sent.ask):
             turn.take_late(sent, answer)
-        elif isinstance(answer, str):
+            return
+        self._roll.hear(sent.node)
+        if isinstance(answer, str):
             turn.lose_node(sent.node, answer)
         elif not answer.lacks:
             turn.take(sent, answer)
@@ -156,8 +160,17 @@ class Flower:
 
     def _call_roll(self) -> None:
         for node in self._roll.strangers(self._exchange.nodes()):
-            if self._exchange.send(node, Ask("describe", self._experiment), 5 * ASK_AGAIN):
-                self._roll.ask(node)
+            self._ask_who(node)
+
+    def _wake(self) -> None:
+        """Ask a node that owes an answer something else: its SuperNode may hold the answer back until then."""
+        for node in self._roll.silent():
+            _log.warning("node %d: no answer for %g s; asking who it is, in case its SuperNode waits", node, ASK_AGAIN)
+            self._ask_who(node)
+
+    def _ask_who(self, node: int) -> None:
+        if self._exchange.send(node, Ask("describe", self._experiment), 5 * ASK_AGAIN):
+            self._roll.ask(node)
 
     def _wait_for_clients(self, known: Sequence[str]) -> None:
         least = 1 if known else self._config.flower.min_clients  # some of the known may never come back

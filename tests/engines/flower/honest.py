@@ -1,5 +1,7 @@
 """A node that answers at once: no model, and deltas made up from the client's name and the round."""
 
+import threading
+
 import torch
 from flwr.app import Message, RecordDict
 
@@ -81,4 +83,38 @@ class Silent(Honest):
             return reply
         self._left -= 1
         self.late.append((message.metadata.message_id, reply))
+        return None
+
+
+class Behind(Honest):
+    """One whose SuperNode has sent a stray reply: it holds each answer back until the next message comes."""
+
+    def __init__(self, manifest, grid, *clients):
+        super().__init__(manifest, *clients)
+        self._grid, self._held = grid, None
+
+    def send(self, answer, message):
+        reply = super().send(answer, message)
+        if len(self.asks) == 1:
+            return reply
+        if self._held is not None:
+            number, held = self._held
+            self._grid.replies[number] = held
+        self._held = (message.metadata.message_id, reply)
+        return None
+
+
+class Slow(Honest):
+    """One that takes its time for each message but the first."""
+
+    def __init__(self, manifest, grid, seconds, *clients):
+        super().__init__(manifest, *clients)
+        self._grid, self._seconds = grid, seconds
+
+    def send(self, answer, message):
+        reply = super().send(answer, message)
+        if len(self.asks) == 1:
+            return reply
+        arrives = (message.metadata.message_id, reply)
+        threading.Timer(self._seconds, self._grid.replies.__setitem__, arrives).start()
         return None

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from honest import Honest, Silent
+from honest import Behind, Honest, Silent, Slow
 from played import moved, play
 
 from fgrpo.config import AggregationConfig, FlowerConfig
+from fgrpo.engines.flower import roll
 from fgrpo.engines.flower.engine import Flower
 from fgrpo.engines.flower.messages import Answer
 from fgrpo.errors import RunError
@@ -52,6 +53,26 @@ def test_who_owes_one_is_asked_again_where_too_few_have_answered(grid, config, m
     assert torch.equal(state.params_P, moved(engine, "a", "b", "c"))
     assert [ask.task for ask in grid.nodes[0].asks] == ["describe", "train"]
     assert [ask.task for ask in grid.nodes[1].asks] == ["describe", "train", "train"]
+
+
+def test_a_node_that_holds_its_answers_back_is_asked_for_them(grid, config, manifest, monkeypatch):
+    monkeypatch.setattr(roll, "ASK_AGAIN", 0.2)
+    grid.nodes[2] = Behind(manifest, grid, "c")
+    engine = Flower(grid, replace(config, flower=replace(HASTE, deadline=30.0)))
+    state, summaries = play(engine, config, rounds=2)
+    assert [summary.weights.keys() for summary in summaries] == 2 * [{"a", "b", "c"}]
+    assert [evaluation.client for evaluation in engine.evaluate(state)] == ["a", "b", "c"]
+    assert [ask.task for ask in grid.nodes[0].asks] == ["describe", "train", "train", "evaluate"]
+    asked = [ask.task for ask in grid.nodes[2].asks]
+    assert asked == ["describe", "train", "describe", "train", "describe", "evaluate", "describe"]
+
+
+def test_a_node_that_takes_its_time_is_asked_who_it_is_but_once_a_turn(grid, config, manifest, monkeypatch):
+    monkeypatch.setattr(roll, "ASK_AGAIN", 0.1)
+    grid.nodes[2] = Slow(manifest, grid, 0.6, "c")
+    _, (summary,) = play(Flower(grid, config), config)
+    assert not summary.quarantined
+    assert [ask.task for ask in grid.nodes[2].asks] == ["describe", "train", "describe"]
 
 
 def test_a_node_may_vanish_and_return_under_another_number(grid, config, manifest):
