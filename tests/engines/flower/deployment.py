@@ -99,7 +99,7 @@ class Deployment:
 
     def __init__(self, folder, **keys):
         self.folder, self.app, self.run = folder, folder / "demo", folder / "run"
-        self.port, self._processes = free_port(), {}
+        self.port, self._processes, self._groups = free_port(), {}, []
         make_certificates(folder / "tls")
         init(self.app)
         (self.app / "simulation.yaml").unlink()
@@ -138,6 +138,7 @@ class Deployment:
                 start_new_session=True,
             )
         self._processes[name] = process
+        self._groups.append(process.pid)
         return process
 
     def log_file(self, name):
@@ -210,9 +211,10 @@ class Deployment:
         return self._processes[name].poll() is not None
 
     def close(self):
-        for process in self._processes.values():
+        for group in self._groups:  # also of those that were killed: what they started may be there yet
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(group, signal.SIGKILL)
+        for process in self._processes.values():
             process.wait()
 
     @staticmethod
