@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fgrpo_kernels import _C
+
 Record = dict[str, Any]
 SOURCE = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton")
@@ -53,7 +55,7 @@ def _cpu() -> Record:
     name = names[0] if names else platform.processor() or platform.machine()
     simd = torch.backends.cpu.get_cpu_capability()
     # A virtual machine's "AMD EPYC" is any of four generations.
-    return {"device": f"{name}, {_cores()} cores, {simd}", "simd": simd}
+    return {"device": f"{name}, {_cores()} cores, {simd}", "simd": simd, "simd_levels": _C.simd_levels()}
 
 
 def _gpu(device: str) -> Record:

@@ -287,6 +287,7 @@ def test_ours_is_held_to_an_instruction_set_and_says_so(tmp_path, monkeypatch):
     content = json.loads(path.read_text())
     assert content["header"]["device"].endswith(", ours held to baseline")
     assert content["settings"]["simd"] == "baseline"
+    assert content["header"]["simd_levels"][-1] == widest, "what our C++ would have taken"
     assert not any("headline" in record for record in content["results"])
     assert _C.use_simd(widest) == widest, "what was in use before is again"
 
