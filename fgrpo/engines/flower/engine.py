@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from fgrpo.config import Config
 from fgrpo.engines.base import Kept, Observer
 from fgrpo.engines.flower.exchange import Exchange, Sent
 from fgrpo.engines.flower.messages import Answer, Ask
-from fgrpo.engines.flower.roll import ASK_AGAIN, Roll
+from fgrpo.engines.flower.roll import Roll
 from fgrpo.engines.flower.turn import Turn
 from fgrpo.engines.workplace import save_model
 from fgrpo.participation import evaluated
@@ -33,6 +34,7 @@ from fgrpo.wire.shipment import Outbox
 _log = logging.getLogger(__name__)
 _PATIENCE = 60.0  # seconds for clients of a run that goes on, where `flower.deadline` says nothing
 _PAUSE = 1.0  # seconds before those who owe an answer are asked again
+_SILENCE = 120.0  # seconds without a node's answer, or half a wait if that is less, after which it is asked who it is
 
 
 class Flower:
@@ -54,7 +56,7 @@ class Flower:
         self.manifest = Manifest.of(self._policy.model)
         self._of_the_run = of_the_run(config)
         self._experiment = _digest(config.output_dir, config.seed, self.manifest.hash)
-        self._outbox, self._roll = Outbox(self._initial_P), Roll()
+        self._outbox, self._roll = Outbox(self._initial_P), Roll(self._silence(_PATIENCE))
         self._exchange = Exchange(grid, most_bytes(self.manifest.size))
         self.downlink_bytes: Mapping[str, int] = {}
         self._shipped = Counter[str]()
@@ -110,7 +112,7 @@ class Flower:
                     self._take(sent, answer, turn)
                 if not turn.is_open:
                     break
-                self._wake()
+                self._wake(turn)
             turn.close(f"no answer within {self._config.flower.deadline} s")
             if turn.answered >= least:
                 return
@@ -132,7 +134,7 @@ class Flower:
         ask = turn.ask_of(node, shipment)
         if self._exchange.send(node, ask, self._lifetime()):
             self._shipped[ask.clients[0]] += shipment.nbytes
-            self._roll.expect(node)
+            turn.note_sent(node)
         else:
             turn.lose_node(node, "nothing could be sent to its node")
 
@@ -147,9 +149,7 @@ class Flower:
             return
         if not turn.is_of(sent.ask):
             turn.take_late(sent, answer)
-            return
-        self._roll.hear(sent.node)
-        if isinstance(answer, str):
+        elif isinstance(answer, str):
             turn.lose_node(sent.node, answer)
         elif not answer.lacks:
             turn.take(sent, answer)
@@ -160,17 +160,21 @@ class Flower:
 
     def _call_roll(self) -> None:
         for node in self._roll.strangers(self._exchange.nodes()):
-            self._ask_who(node)
+            if self._ask_who(node):
+                self._roll.ask(node)
 
-    def _wake(self) -> None:
-        """Ask a node that owes an answer something else: its SuperNode may hold the answer back until then."""
-        for node in self._roll.silent():
-            _log.warning("node %d: no answer for %g s; asking who it is, in case its SuperNode waits", node, ASK_AGAIN)
-            self._ask_who(node)
+    def _wake(self, turn: Turn) -> None:
+        """Ask silent nodes something else: a SuperNode of Flower 1.42 may hold an answer back until it is.
 
-    def _ask_who(self, node: int) -> None:
-        if self._exchange.send(node, Ask("describe", self._experiment), 5 * ASK_AGAIN):
-            self._roll.ask(node)
+        That is one whose process has answered a message that the SuperNode itself dropped, as the run was over when it
+        confirmed that. It takes the reply for that to the next message, sends it, and stays one reply behind.
+        """
+        for node in turn.silent(self._silence(math.inf)):
+            if self._ask_who(node):
+                _log.info("round %d: node %d has not answered yet; asked who it is", turn.ask.round, node)
+
+    def _ask_who(self, node: int) -> bool:
+        return self._exchange.send(node, Ask("describe", self._experiment), 5 * _SILENCE)
 
     def _wait_for_clients(self, known: Sequence[str]) -> None:
         least = 1 if known else self._config.flower.min_clients  # some of the known may never come back
@@ -189,6 +193,10 @@ class Flower:
 
     def _end(self) -> float | None:
         return None if self._config.flower.deadline is None else time.monotonic() + self._config.flower.deadline
+
+    def _silence(self, wait: float) -> float:
+        """Return the seconds after which to ask again where a wait, but for `flower.deadline`, is so long."""
+        return min(_SILENCE, (self._config.flower.deadline or wait) / 2)
 
     def _lifetime(self) -> float | None:
         """Return how long a message counts: twice the deadline, so that a late answer still shows as one."""

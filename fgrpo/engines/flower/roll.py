@@ -11,7 +11,6 @@ from fgrpo.engines.flower.messages import Answer
 from fgrpo.records import ClientData
 
 _log = logging.getLogger(__name__)
-ASK_AGAIN = 120.0  # seconds after which a node that has not answered is asked who it is, be it once more
 
 
 class Roll:
@@ -20,18 +19,21 @@ class Roll:
     A client keeps to its node for as long as that is there. A node that was registered under a name plays the client of
     that name and no other, so that nobody who has another key can be it.
 
+    Args:
+        patience: seconds after which a node that has not said who it is is asked once more.
+
     Attributes:
         data: by client, what it has to learn from.
         held: by node, the fingerprint of the model that it holds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self.data: dict[str, ClientData] = {}
         self.held: dict[int, str] = {}
         self._node_of: dict[str, int] = {}
         self._there: Mapping[int, str] = {}
         self._asked: dict[int, float] = {}  # by node, when it is asked again; never once it has answered
-        self._owing: dict[int, float] = {}  # by node that owes another answer, when it has been silent for too long
 
     def strangers(self, there: Mapping[int, str]) -> list[int]:
         """Take note of the nodes that are there with their registered names; return those to ask who they are."""
@@ -43,26 +45,7 @@ class Roll:
 
     def ask(self, node: int) -> None:
         """Take note that a node was asked, and may be asked again if there is no answer for long."""
-        self._asked[node] = time.monotonic() + ASK_AGAIN
-
-    def expect(self, node: int) -> None:
-        """Take note that a node was sent more than the question who it is."""
-        self._owing[node] = time.monotonic() + ASK_AGAIN
-
-    def hear(self, node: int) -> None:
-        """Take note that it has answered that."""
-        self._owing.pop(node, None)
-
-    def silent(self) -> list[int]:
-        """Return the nodes that have owed an answer for too long, each once.
-
-        A SuperNode of Flower 1.42 that was busy with a message of a run as that ended may take the reply to it for the
-        reply to the next message. From then on it holds each reply back until one more message comes.
-        """
-        late = [node for node, end in self._owing.items() if end <= time.monotonic()]
-        for node in late:
-            self.hear(node)
-        return late
+        self._asked[node] = time.monotonic() + self._patience
 
     def enter(self, node: int, answer: Answer | str) -> None:
         """Take note of who a node says it is."""
@@ -70,7 +53,7 @@ class Roll:
             _log.warning("node %d: %s", node, answer)
             return
         self._asked[node] = math.inf
-        self.held[node] = answer.held
+        self.held.setdefault(node, answer.held)  # else its last answer to more than this has told
         for told in answer.results:
             if not isinstance(told, ClientData):
                 continue

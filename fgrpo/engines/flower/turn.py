@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,6 +31,7 @@ class Turn:
         self.ask, self.clients = ask, clients
         self._wanted, self._observer = wanted, observer
         self._open: dict[int, list[str]] = {}  # by node, the clients that it has yet to answer for
+        self._sent: dict[int, float] = {}  # by node, when it was asked
         self._answers: dict[str, list[Result]] = {}
         self._lost: dict[str, str] = {}  # by client, why there is no answer
         self._uncalled: list[Result] = []
@@ -63,6 +66,17 @@ class Turn:
     def nodes(self) -> list[int]:
         """Return those that have yet to answer."""
         return list(self._open)
+
+    def note_sent(self, node: int) -> None:
+        """Take note that a node is asked now."""
+        self._sent[node] = time.monotonic()
+
+    def silent(self, seconds: float) -> list[int]:
+        """Return the nodes that have owed an answer for so long, each but once for each time that it was asked."""
+        late = [node for node in self._open if self._sent.get(node, math.inf) + seconds <= time.monotonic()]
+        for node in late:
+            del self._sent[node]
+        return late
 
     def ask_of(self, node: int, shipment: Shipment) -> Ask:
         """Return what a node is to be asked."""

@@ -95,8 +95,6 @@ class Behind(Honest):
 
     def send(self, answer, message):
         reply = super().send(answer, message)
-        if len(self.asks) == 1:
-            return reply
         if self._held is not None:
             number, held = self._held
             self._grid.replies[number] = held
