@@ -28,6 +28,26 @@ inline const std::int8_t* codes_at(const GramKernels& simd, const Payload& paylo
     return buffer;
 }
 
+// The codes of four payloads whose blocks are of one length, interleaved, zeros after N of them; they may pass through `four`.
+inline void take_codes(const GramKernels& simd, const Payload* const (&payloads)[4], std::size_t first,
+                       std::size_t N, std::size_t run, std::int8_t (&four)[4][kChunk],
+                       std::int16_t* interleaved) {
+    const Format format = payloads[0]->format;
+    const bool alike = std::all_of(payloads, payloads + 4,
+                                   [&](const Payload* other) { return other->format.codec == format.codec; });
+    const bool packed =
+        alike && N % format.block == 0 && code_offset(format, format.block) % kPackedBytes == 0;
+    const std::uint8_t* rows[4];
+    for (std::size_t i = 0; i < 4; ++i) {
+        rows[i] =
+            packed
+                ? payloads[i]->codes.data() + code_offset(format, first)
+                : reinterpret_cast<const std::uint8_t*>(codes_at(simd, *payloads[i], first, N, run, four[i]));
+    }
+    const Codec as = packed ? format.codec : Codec::int8;
+    simd.interleave[static_cast<int>(as)](rows, format.block, (N + run - 1) / run * run, interleaved);
+}
+
 // The runs' scales, `stride` apart.
 inline void take_scales(const Payload& payload, std::size_t first, std::size_t N, std::size_t run,
                         float* scales, std::size_t stride) {

@@ -78,13 +78,12 @@ struct Unpacked {
             return;
         }
         for (std::size_t row = 0; row < count; row += 4) {
-            const std::int8_t* rows[4];
+            const Payload* together[4];
             for (std::size_t i = 0; i < 4; ++i) {
-                const bool there = row + i < count;
-                rows[i] = there ? codes_at(simd, payload(row + i), first, N, run, four[i]) : rows[i - 1];
-                take_scales(payload(there ? row + i : count - 1), first, N, run, &scales[0][row + i], kRows);
+                together[i] = &payload(std::min(row + i, count - 1));
+                take_scales(*together[i], first, N, run, &scales[0][row + i], kRows);
             }
-            simd.interleave(rows, (N + run - 1) / run * run, codes[row / 4]);
+            take_codes(simd, together, first, N, run, four, codes[row / 4]);
         }
     }
 };

@@ -225,7 +225,7 @@ namespace gram_tables {
 extern const GramKernels FGRPO_SIMD;
 constinit const GramKernels FGRPO_SIMD = {
     {unpack<8>, unpack<4>, unpack<2>},
-    interleave,
+    {interleave<8>, interleave<4>, interleave<2>},
     add_code_products,
     add_value_products,
     add_code_squares,

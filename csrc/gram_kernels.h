@@ -12,6 +12,7 @@ namespace fgrpo {
 
 inline constexpr std::size_t kRows = 32;
 inline constexpr std::size_t kChunk = kLargestBlock;
+inline constexpr std::size_t kPackedBytes = 32;
 inline constexpr std::size_t kChunkRuns = kChunk / kSmallestBlock;  // at most
 
 // Rows' part of a chunk, cut into runs of values that share a scale.
@@ -30,8 +31,10 @@ struct GramKernels {
     // The codes of the whole blocks that hold N values, in order. [codec]
     void (*unpack[3])(const std::uint8_t* codes, std::size_t block, std::size_t N, std::int8_t* unpacked);
 
-    // Four rows' codes as add_code_products takes them; N a multiple of kSmallestBlock.
-    void (*interleave)(const std::int8_t* const (&rows)[4], std::size_t N, std::int16_t* interleaved);
+    // Four rows' codes as add_code_products takes them; N a multiple of the block, which takes a multiple of
+    // kPackedBytes. [codec]
+    void (*interleave[3])(const std::uint8_t* const (&rows)[4], std::size_t block, std::size_t N,
+                          std::int16_t* interleaved);
 
     // sums[i][j] += the product of rows i and j, run by run. `upper`: only j >= i is needed.
     void (*add_code_products)(const CodeRows& rows, const CodeRows& columns, bool upper, std::size_t run,

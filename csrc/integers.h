@@ -58,9 +58,12 @@ inline void unpack(const uint8_t* codes, size_t block, size_t N, int8_t* unpacke
     unpack_blocks<bits, 8>(codes, block, N, unpacked);
 }
 
-// Four rows' codes in one: by turns, two of each row. Which two is up to the instruction set, and the same for all rows;
-// codes stay among their 32.
-inline void interleave(const int8_t* const (&rows)[4], size_t N, int16_t* interleaved) {
+// Four rows' codes in one: by turns, two of each row. Which two is up to the instruction set, and the same for all rows and
+// bits; codes stay among their 32. A block's codes take a multiple of kPackedBytes.
+template <int bits>
+inline void interleave(const uint8_t* const (&rows)[4], size_t block, size_t N, int16_t* interleaved) {
+    constexpr size_t slots = 8 / bits;
+    const size_t bytes = (bits == 8 ? N : block) / slots;  // with one slot a block is as good as all of them
 #if defined(__AVX2__)
     using Bytes = __m256i;
 #define FGRPO_UNPACK(half, width, x, y) _mm256_unpack##half##_epi##width(x, y)
@@ -70,32 +73,40 @@ inline void interleave(const int8_t* const (&rows)[4], size_t N, int16_t* interl
 #endif
 #if defined(FGRPO_UNPACK)
     using Wide = Vector<int16_t, sizeof(Bytes) / 2>;
-    for (size_t i = 0; i < N; i += sizeof(Bytes)) {
-        Bytes row[4];
+    for (size_t first = 0; first < N; first += slots * bytes) {
+        for (size_t i = 0; i < bytes; i += sizeof(Bytes)) {
+            Bytes row[4];
 #pragma GCC unroll 4
-        for (size_t r = 0; r < 4; ++r) {
-            row[r] = load<Bytes>(rows[r] + i);
-            __builtin_prefetch(rows[r] + i + kChunk, 0, 2);  // the next chunk, where rows lie in payloads
-        }
-        const Bytes ab[2] = {FGRPO_UNPACK(lo, 32, row[0], row[1]), FGRPO_UNPACK(hi, 32, row[0], row[1])};
-        const Bytes cd[2] = {FGRPO_UNPACK(lo, 32, row[2], row[3]), FGRPO_UNPACK(hi, 32, row[2], row[3])};
-        int16_t* to = interleaved + 4 * i;
-#pragma GCC unroll 2
-        for (size_t half = 0; half < 2; ++half) {
-            const Wide fours[2] = {(Wide)FGRPO_UNPACK(lo, 64, ab[half], cd[half]),
-                                   (Wide)FGRPO_UNPACK(hi, 64, ab[half], cd[half])};
-#pragma GCC unroll 2
-            for (const Wide four : fours) {
-                store(to, four << 8 >> 8);
-                store(to + sizeof(Bytes) / 2, four >> 8);
-                to += sizeof(Bytes);
+            for (size_t r = 0; r < 4; ++r) {
+                const uint8_t* from = rows[r] + first / slots + i;
+                row[r] = load<Bytes>(from);
+                __builtin_prefetch(from + kChunk / slots, 0, 2);  // the next chunk of a payload
+            }
+            const Bytes ab[2] = {FGRPO_UNPACK(lo, 32, row[0], row[1]), FGRPO_UNPACK(hi, 32, row[0], row[1])};
+            const Bytes cd[2] = {FGRPO_UNPACK(lo, 32, row[2], row[3]), FGRPO_UNPACK(hi, 32, row[2], row[3])};
+            const Wide fours[4] = {
+                (Wide)FGRPO_UNPACK(lo, 64, ab[0], cd[0]), (Wide)FGRPO_UNPACK(hi, 64, ab[0], cd[0]),
+                (Wide)FGRPO_UNPACK(lo, 64, ab[1], cd[1]), (Wide)FGRPO_UNPACK(hi, 64, ab[1], cd[1])};
+#pragma GCC unroll 4
+            for (size_t slot = 0; slot < slots; ++slot) {
+                int16_t* to = interleaved + 4 * (first + slot * bytes + i);
+#pragma GCC unroll 4
+                for (size_t four = 0; four < 4; ++four, to += sizeof(Bytes)) {
+                    // Its sixteen bits hold two bytes: up with the slot of each, and down with its sign.
+                    store(to, fours[four] << (16 - bits * (slot + 1)) >> (16 - bits));
+                    store(to + sizeof(Bytes) / 2, fours[four] << (8 - bits * (slot + 1)) >> (16 - bits));
+                }
             }
         }
     }
 #undef FGRPO_UNPACK
 #else
     for (size_t i = 0; i < N; ++i) {
-        for (size_t r = 0; r < 4; ++r) interleaved[4 * (i & ~size_t{1}) + 2 * r + i % 2] = rows[r][i];
+        const size_t at = i / (slots * bytes) * bytes + i % bytes, up = 8 - bits * (i / bytes % slots + 1);
+        for (size_t r = 0; r < 4; ++r) {
+            interleaved[4 * (i & ~size_t{1}) + 2 * r + i % 2] =
+                static_cast<int8_t>(rows[r][at] << up) >> (8 - bits);
+        }
     }
 #endif
 }
