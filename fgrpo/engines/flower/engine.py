@@ -34,7 +34,7 @@ from fgrpo.wire.shipment import Outbox
 _log = logging.getLogger(__name__)
 _PATIENCE = 60.0  # seconds for clients of a run that goes on, where `flower.deadline` says nothing
 _PAUSE = 1.0  # seconds before those who owe an answer are asked again
-_SILENCE = 120.0  # seconds without a node's answer, or half a wait if that is less, after which it is asked who it is
+_SILENCE = 120.0  # seconds after which a silent node is asked who it is, or half the deadline if that is less
 
 
 class Flower:
@@ -195,7 +195,7 @@ class Flower:
         return None if self._config.flower.deadline is None else time.monotonic() + self._config.flower.deadline
 
     def _silence(self, wait: float) -> float:
-        """Return the seconds after which to ask again where a wait, but for `flower.deadline`, is so long."""
+        """Return after how many seconds a silent node is asked who it is; `wait` is the deadline where none is set."""
         return min(_SILENCE, (self._config.flower.deadline or wait) / 2)
 
     def _lifetime(self) -> float | None:
