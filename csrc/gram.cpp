@@ -18,6 +18,7 @@ namespace fgrpo {
 namespace {
 
 constexpr std::size_t kPart = std::size_t{1} << 16;  // values; the unit of work, and of the order of sums
+constexpr std::size_t kStreams = 8;  // payloads read by turns: memory serves several faster than one
 constexpr std::size_t kPartialSums = std::size_t{1} << 19;  // doubles, 4 MB, that wait to be added in order
 
 // Values that share a scale, or 0 where a payload has none.
@@ -160,6 +161,22 @@ void multiply(std::span<const Payload> payloads, std::span<const Payload> others
     }
 }
 
+// sum += the squares of the values [first, first + N).
+void add_squares(const GramKernels& simd, const Payload& payload, std::size_t first, std::size_t N,
+                 double& sum) {
+    const std::size_t run = run_of(payload);
+    if (run == 0) {
+        alignas(64) float values[kChunk];
+        take_values(payload, first, N, values);
+        return simd.add_value_squares(values, N, &sum);
+    }
+    alignas(64) std::int8_t buffer[kChunk];
+    float scales[kChunkRuns];
+    const std::int8_t* codes = codes_at(simd, payload, first, N, run, buffer);
+    take_scales(payload, first, N, run, scales, 1);
+    simd.add_code_squares(codes, scales, run, (N + run - 1) / run, &sum);
+}
+
 // Whether a code times a scale may be beyond float32: then the codes have to be looked at.
 bool may_overflow(const Payload& payload) {
     unsigned largest = 0;
@@ -251,24 +268,16 @@ void squared_norms(std::span<const Payload> payloads, std::span<double> squares,
     require_small_scales("norms", payloads, "payload");
     const GramKernels& simd = kernels().gram;
     const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
+    const std::size_t groups = (payloads.size() + kStreams - 1) / kStreams;
     std::vector<double> partial(payloads.size() * parts);
-    parallel_for(partial.size(), 1, threads, [&](std::size_t begin, std::size_t end) {
-        alignas(64) std::int8_t buffer[kChunk];
-        alignas(64) float values[kChunk];
-        float scales[kChunkRuns];
-        for (std::size_t at = begin; at < end; ++at) {
-            const Payload& payload = payloads[at / parts];
-            const std::size_t run = run_of(payload);
-            const std::size_t part = at % parts * kPart, past = std::min(part + kPart, size);
-            for (std::size_t first = part; first < past; first += kChunk) {
+    parallel_for(groups * parts, 1, threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t item = begin; item < end; ++item) {
+            const std::size_t from = item / parts * kStreams, to = std::min(from + kStreams, payloads.size());
+            const std::size_t part = item % parts, past = std::min((part + 1) * kPart, size);
+            for (std::size_t first = part * kPart; first < past; first += kChunk) {
                 const std::size_t N = std::min(kChunk, past - first);
-                if (run == 0) {
-                    take_values(payload, first, N, values);
-                    simd.add_value_squares(values, N, &partial[at]);
-                } else {
-                    const std::int8_t* codes = codes_at(simd, payload, first, N, run, buffer);
-                    take_scales(payload, first, N, run, scales, 1);
-                    simd.add_code_squares(codes, scales, run, (N + run - 1) / run, &partial[at]);
+                for (std::size_t k = from; k < to; ++k) {
+                    add_squares(simd, payloads[k], first, N, partial[k * parts + part]);
                 }
             }
         }

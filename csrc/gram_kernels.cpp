@@ -139,23 +139,32 @@ void add_code_products(const CodeRows& rows, const CodeRows& columns, bool upper
     }
 }
 
-void add_code_squares(const int8_t* codes, const float* scales, size_t run, size_t runs, double* sum) {
-    double total = *sum;
-    for (size_t first = 0; first < runs; first += 4) {
-        const size_t count = runs - first < 4 ? runs - first : 4;
-        Ints products[4] = {};
+// total + the squares of the first `count` runs, at most four.
+template <size_t count>
+inline double plus_squares(double total, const int8_t* codes, const float* scales, size_t run) {
+    Ints products[4] = {};
+    for (size_t i = 0; i < run; i += kShorts) {
+#pragma GCC unroll 4
         for (size_t b = 0; b < count; ++b) {
-            for (size_t i = 0; i < run; i += kShorts) {
-                const auto row = load_shorts(codes + (first + b) * run + i);
-                products[b] = add_products(products[b], row, row);
-            }
-        }
-        const auto dots = sums_of_four(products);
-        for (size_t b = 0; b < count; ++b) {
-            const double scale = scales[first + b];
-            total += static_cast<double>(dots[b]) * (scale * scale);
+            const auto row = load_shorts(codes + b * run + i);
+            __builtin_prefetch(codes + b * run + i + kChunk);
+            products[b] = add_products(products[b], row, row);
         }
     }
+    const auto dots = sums_of_four(products);
+#pragma GCC unroll 4
+    for (size_t b = 0; b < count; ++b) {
+        const double scale = scales[b];
+        total += static_cast<double>(dots[b]) * (scale * scale);
+    }
+    return total;
+}
+
+void add_code_squares(const int8_t* codes, const float* scales, size_t run, size_t runs, double* sum) {
+    double total = *sum;
+    size_t b = 0;
+    for (; b + 4 <= runs; b += 4) total = plus_squares<4>(total, codes + b * run, scales + b, run);
+    for (; b < runs; ++b) total = plus_squares<1>(total, codes + b * run, scales + b, run);
     *sum = total;
 }
 
