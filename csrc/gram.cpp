@@ -268,11 +268,13 @@ void squared_norms(std::span<const Payload> payloads, std::span<double> squares,
     require_small_scales("norms", payloads, "payload");
     const GramKernels& simd = kernels().gram;
     const std::size_t size = payloads[0].size, parts = (size + kPart - 1) / kPart;
-    const std::size_t groups = (payloads.size() + kStreams - 1) / kStreams;
+    const std::size_t share = payloads.size() * parts / most_threads(threads);  // all threads have work
+    const std::size_t streams = std::clamp<std::size_t>(share, 1, kStreams);
+    const std::size_t groups = (payloads.size() + streams - 1) / streams;
     std::vector<double> partial(payloads.size() * parts);
     parallel_for(groups * parts, 1, threads, [&](std::size_t begin, std::size_t end) {
         for (std::size_t item = begin; item < end; ++item) {
-            const std::size_t from = item / parts * kStreams, to = std::min(from + kStreams, payloads.size());
+            const std::size_t from = item / parts * streams, to = std::min(from + streams, payloads.size());
             const std::size_t part = item % parts, past = std::min((part + 1) * kPart, size);
             for (std::size_t first = part * kPart; first < past; first += kChunk) {
                 const std::size_t N = std::min(kChunk, past - first);

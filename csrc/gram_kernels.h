@@ -12,7 +12,7 @@ namespace fgrpo {
 
 inline constexpr std::size_t kRows = 32;
 inline constexpr std::size_t kChunk = kLargestBlock;
-inline constexpr std::size_t kPackedBytes = 32;
+inline constexpr std::size_t kPackedBytes = 32;  // of a block, at least, to be interleaved as it is packed
 inline constexpr std::size_t kChunkRuns = kChunk / kSmallestBlock;  // at most
 
 // Rows' part of a chunk, cut into runs of values that share a scale.

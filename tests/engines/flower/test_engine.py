@@ -11,6 +11,7 @@ from fgrpo.config import AggregationConfig, FlowerConfig
 from fgrpo.engines.flower import engine as flower
 from fgrpo.engines.flower.engine import Flower
 from fgrpo.engines.flower.messages import Answer
+from fgrpo.engines.flower.roll import Roll
 from fgrpo.errors import RunError
 from fgrpo.records import ServerState
 
@@ -52,7 +53,7 @@ def test_who_owes_one_is_asked_again_where_too_few_have_answered(grid, config, m
     assert not summary.quarantined
     assert torch.equal(state.params_P, moved(engine, "a", "b", "c"))
     assert [ask.task for ask in grid.nodes[0].asks] == ["describe", "train"]
-    assert [ask.task for ask in grid.nodes[1].asks if ask.task != "describe"] == ["train", "train"]
+    assert [ask.task for ask in grid.nodes[1].asks] == ["describe", "train", "describe", "train"]
 
 
 def test_a_node_that_holds_its_answers_back_is_asked_for_them(grid, config, manifest, monkeypatch):
@@ -77,9 +78,17 @@ def test_a_node_that_holds_its_answers_back_is_asked_for_them_before_the_deadlin
 def test_a_node_that_takes_its_time_is_asked_who_it_is_but_once_a_turn(grid, config, manifest, monkeypatch):
     monkeypatch.setattr(flower, "_SILENCE", 0.1)
     grid.nodes[2] = Slow(manifest, grid, 1.0, "c")
-    _, summaries = play(Flower(grid, config), config, rounds=2)
+    _, summaries = play(Flower(grid, config), config, rounds=3)
     assert not any(summary.quarantined for summary in summaries)
-    assert [ask.task for ask in grid.nodes[2].asks] == ["describe", "train", "describe", "train", "describe"]
+    assert [ask.task for ask in grid.nodes[2].asks] == ["describe", *3 * ["train", "describe"]]
+
+
+def test_what_a_node_holds_is_what_it_was_last_sent_whenever_it_says_who_it_is():
+    roll = Roll(patience=60.0)
+    roll.enter(0, Answer(held="first"))
+    roll.held[0] = "second"
+    roll.enter(0, Answer(held="first"))
+    assert roll.held == {0: "second"}
 
 
 def test_a_node_may_vanish_and_return_under_another_number(grid, config, manifest):
