@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgrpo_kernels import grpo_loss, linear_grpo_loss, reference, token_logprobs
+from fgrpo_kernels import grpo_loss, linear_grpo_loss, linear_token_logprobs, reference, token_logprobs
 from fgrpo_kernels.bench.case import Run, WrongResultError, require_close
 from fgrpo_kernels.bench.clock import DeviceClock, Turn
 from fgrpo_kernels.bench.limits import copy_bandwidth
@@ -36,13 +36,16 @@ Within = Callable[[], AbstractContextManager[None]]
 Make = Callable[[int], tuple[Run, Run]]  # rows -> what is timed, and the same in float64
 
 
-def terms(rows: int) -> dict[str, Tensor]:
-    """Off policy, with both signs of the advantage."""
-    advantages, noise = (torch.randn(rows, device="cuda") for _ in range(2))
+def terms(logp: Tensor) -> dict[str, Tensor]:
+    """Of a policy that has moved a little, with both signs of the advantage.
+
+    One row in twelve is clipped, and none is so close to that that the rounding of logits decides it.
+    """
+    row = torch.arange(len(logp), device="cuda")
     return {
-        "advantages": advantages,
-        "weights": torch.full((rows,), 1 / rows, device="cuda"),
-        "old_logp": -12 + 0.3 * noise,
+        "advantages": torch.randn(len(logp), device="cuda").abs() * (1 - 2 * (row % 2)),
+        "weights": torch.full_like(logp, 1 / len(logp)),
+        "old_logp": logp.detach() + torch.where(row % 12 == 1, 0.7, 0.05),  # ratios of 0.5 and 0.95
     }
 
 
@@ -79,7 +82,7 @@ def loss(vocabulary: int, *, factor: float = 1.0, in_weights: bool = True) -> Ma
 
     def make(rows: int) -> tuple[Run, Run]:
         logits, targets = logits_and_targets(rows, vocabulary)
-        given = terms(rows)
+        given = terms(token_logprobs(logits, targets).logp)
         scaled = given | {"weights": factor * given["weights"]}
 
         def ours() -> tuple[Tensor, ...]:
@@ -100,7 +103,8 @@ def head(vocabulary: int, hidden_size: int) -> Make:
     def make(rows: int) -> tuple[Run, Run]:
         hidden = torch.randn(rows, hidden_size, device="cuda").bfloat16().requires_grad_()
         weight = (hidden_size**-0.5 * torch.randn(vocabulary, hidden_size, device="cuda")).bfloat16().requires_grad_()
-        targets, given = torch.randint(vocabulary, (rows,), device="cuda"), terms(rows)
+        targets = torch.randint(vocabulary, (rows,), device="cuda")
+        given = terms(linear_token_logprobs(hidden, weight, targets).logp)
 
         def of(op: Any, leaves: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             return torch.autograd.grad(op(*leaves, targets, **given).loss, leaves)
@@ -132,8 +136,14 @@ def variants(vocabulary: int, hidden_size: int) -> dict[str, dict[str, tuple[Mak
     return found
 
 
+def prepare(make: Make, rows: int) -> tuple[Run, Run]:
+    """The variants of a kind, and every run of this, get the same numbers."""
+    torch.manual_seed(0)
+    return make(rows)
+
+
 def check(make: Make, within: Within) -> None:
-    ours, exact = make(CHECKED_ROWS)
+    ours, exact = prepare(make, CHECKED_ROWS)
     with within():
         results = ours()
     for number, (result, expected) in enumerate(zip(results, exact(), strict=True)):
@@ -150,7 +160,7 @@ def measure(
         try:
             check(make, within)
             if make not in prepared:
-                prepared[make] = make(rows)[0]
+                prepared[make], _ = prepare(make, rows)
             runs[name] = once = inside(within, prepared[make])
             once()
         except Exception as error:  # a variant's own fault must not lose the others' figures
