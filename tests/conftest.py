@@ -1,6 +1,7 @@
 """For all tests: the same random numbers whatever ran before, short garbage collections, Ctrl-C, and a small run."""
 
 import gc
+import importlib.util
 import random
 import signal
 
@@ -10,6 +11,12 @@ import torch
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if importlib.util.find_spec("hypothesis"):  # a machine that only runs the kernels may lack it
+    from hypothesis import settings
+
+    settings.register_profile("the same examples", derandomize=True, deadline=None)
+    settings.load_profile("the same examples")
 
 
 @pytest.hookimpl(tryfirst=True)

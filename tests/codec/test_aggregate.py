@@ -34,7 +34,7 @@ PAYLOADS = mixed_payloads()
 WEIGHTS = [0.05 if k % 3 else 0.0625 for k in range(len(PAYLOADS))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=st.permutations(range(len(PAYLOADS))), threads=st.integers(1, 3))
 def test_any_order_gives_the_same_bits(order: list[int], threads: int) -> None:
     expected, stats = aggregate_with_stats(PAYLOADS, WEIGHTS)

@@ -47,7 +47,7 @@ def test_round_trip(simd: str, size: int, density: float) -> None:
         assert same_bits(apply_update(base, update), new)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 65535)), max_size=600), st.integers(1, 40))
 def test_round_trip_of_any_patterns(pairs, every) -> None:
     base = torch.tensor([b for b, _ in pairs], dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
@@ -128,7 +128,7 @@ def refused(data: bytes, message: str = "apply_update") -> None:
     assert same_bits(target, GOOD_BASE)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 7))
 def test_a_flipped_bit_is_refused(at: int, bit: int) -> None:
     refused(GOOD[:at] + bytes([GOOD[at] ^ 1 << bit]) + GOOD[at + 1 :])
@@ -139,7 +139,7 @@ def test_every_flipped_bit_of_the_head_is_refused() -> None:
         refused(GOOD[:at] + bytes([GOOD[at] ^ 1 << bit]) + GOOD[at + 1 :])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, len(GOOD) - 1), st.binary(max_size=3))
 def test_cut_or_continued_bytes_are_refused(length: int, more: bytes) -> None:
     refused(GOOD[:length])
@@ -147,7 +147,7 @@ def test_cut_or_continued_bytes_are_refused(length: int, more: bytes) -> None:
         refused(GOOD + more)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(min_size=1, max_size=80), st.integers(0, 3))
 def test_rubbish_in_a_block_is_refused(rubbish: bytes, form: int) -> None:
     base = GOOD_BASE[:100].clone()

@@ -57,7 +57,7 @@ def test_products_of_the_decoded(simd: str, codecs: list[str], size: int) -> Non
         require_products(gram(encodeds, encodeds[::-2]), decoded, decoded.flip(0)[::2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 40), st.integers(0, 3000), st.integers(1, 5))
 def test_an_entry_depends_on_its_two_payloads_alone(data, count, size, threads) -> None:
     encodeds = payloads(count, size)

@@ -56,7 +56,7 @@ def test_median_is_the_middle(simd: str, count: int) -> None:
     assert torch.equal(median(encodeds), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 64), st.integers(0, 3000), st.randoms(use_true_random=False), st.data())
 def test_no_bit_depends_on_order_threads_or_instructions(count, size, random, data) -> None:
     encodeds = payloads(count, size, seed=count)

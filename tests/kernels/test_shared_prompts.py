@@ -20,7 +20,7 @@ def context(batch, n):
     return batch.input_ids[row, seen].tolist(), batch.position_ids[row, seen].tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases=CASES, share=st.booleans(), max_tokens=st.sampled_from([None, 1, 7, 20]))
 def test_every_token_is_predicted_from_what_is_before_it(cases, share, max_tokens):
     prompts, completions = [p for p, _ in cases], [c for _, c in cases]
@@ -36,7 +36,7 @@ def test_every_token_is_predicted_from_what_is_before_it(cases, share, max_token
     assert found == {(b, t) for b, completion in enumerate(completions) for t in range(len(completion))}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases=CASES)
 def test_no_prefix_is_there_twice(cases):
     prompts, completions = [p for p, _ in cases], [c for _, c in cases]

@@ -70,7 +70,7 @@ def as_trials(told, tried):
 
 
 @pytest.mark.parametrize("rule", WEIGHTINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     drawn=clients,
     seed=st.integers(0, 3),
@@ -97,7 +97,7 @@ def test_a_distribution_within_its_limits_that_moves_with_the_order(rule, drawn,
 
 
 @pytest.mark.parametrize("rule", ["fgrpo", "lagging", "agreement"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     drawn=st.lists(st.tuples(reports, pasts), min_size=2, max_size=5),
     claim=rewards,
@@ -227,7 +227,7 @@ def test_bounded(weights, cap, floor, expected):
 shares = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shares, st.sampled_from([0.25, 0.4, 0.7, 1.0]), st.sampled_from([0.0, 0.2, 0.6]))
 def test_bounded_keeps_the_proportions_of_those_that_are_free(drawn, cap, floor):
     weights = [share / math.fsum(drawn) for share in drawn]

@@ -122,7 +122,7 @@ def test_the_checksum_sees_every_byte_of_the_tensors() -> None:
             unpack(joined(header, bytes(altered)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_refused(payload: bytes) -> None:
     assert not accepted(payload)
@@ -131,7 +131,7 @@ def test_arbitrary_bytes_are_refused(payload: bytes) -> None:
 EDITS = st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 2), st.binary(max_size=4)), max_size=4)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(EDITS)
 def test_edited_bytes_are_refused_or_mean_the_accepted(edits: list[tuple[int, int, bytes]]) -> None:
     payload = GOOD
@@ -156,13 +156,13 @@ TENSORS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(KEYS, JSON | TENSORS, max_size=4), st.binary(max_size=80))
 def test_any_json_for_a_header_is_refused(header: dict, data: bytes) -> None:
     assert not accepted(joined(json.dumps(header).encode(), data))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.dictionaries(st.sampled_from([*json.loads(split(GOOD)[0])["__metadata__"], "x"]), st.text(max_size=30)))
 def test_any_signed_metadata_are_refused_or_taken_at_their_word(changes: dict[str, str]) -> None:
     payload = signed(**changes)
@@ -175,7 +175,7 @@ def test_any_signed_metadata_are_refused_or_taken_at_their_word(changes: dict[st
     assert torch.equal(delta.codes, DELTAS["int4"].codes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["codes", "scales"]), st.integers(0, SCALES - 1), st.integers(0, 0xFFFF))
 def test_forged_bytes_decode_to_finite_values_or_are_refused(field: str, index: int, bits: int) -> None:
     delta = DELTAS["int4"]
