@@ -24,7 +24,7 @@ PACKAGES = {
     "flower": Package("flwr", "flwr"),
     "zstd": Package("zstandard", "zstandard"),
 }
-INSIDE = ("eager", "compile", "fbgemm", "float32")  # with torch
+INSIDE = ("eager", "compile", "numpy", "fbgemm", "float32")  # with torch
 DISTRIBUTIONS = tuple(package.distribution for package in PACKAGES.values())
 
 

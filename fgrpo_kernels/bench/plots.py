@@ -77,10 +77,9 @@ def _lines(axes: Axes, records: Sequence[Record], x: str, y: Callable[[Record], 
 
 def _token_logprobs(content: Record, axes: Sequence[Axes]) -> None:
     """Bytes a second, and a copy's."""
-    by_rows = [
-        *_measured(content, r"forward, \d+ rows"),
-        *(r for r in _measured(content, "forward") if r["contender"] in ("fgrpo", "eager")),
-    ]
+    by_rows = _measured(content, r"forward, \d+ rows")
+    several = {r["contender"] for r in by_rows}
+    by_rows += [r for r in _measured(content, "forward") if r["contender"] in several]
     for panel, x, records in (
         (axes[0], "rows", by_rows),
         (axes[1], "vocabulary", _measured(content, r"forward, vocabulary \d+")),

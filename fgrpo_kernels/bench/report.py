@@ -51,7 +51,8 @@ whichever is longer; both are measured in the same run, just before. More than 1
 caches. Memory is the most that a call holds beyond its inputs, its result included. What is freed stays with the
 process, so that a contender that allocates its result writes to memory in use as well: by default glibc gives large
 blocks back, and the system zeroes new ones for each call.
-`eager` is plain PyTorch as trainers write it, `compile` the same under torch.compile, `fbgemm` what torch has inside.
+`eager` is plain PyTorch as trainers write it, `compile` the same under torch.compile, `fbgemm` what torch has inside;
+other forms of theirs, named after a comma, are there where they are faster.
 """
 
 

@@ -14,6 +14,8 @@ PACKAGES = {
     "encode": ["bitsandbytes", "pypiquant"],
     "downlink": ["zstandard"],
     "gram": [],
+    "group_advantages": [],
+    "robust": [],
     "token_logprobs": [],
     "linear_grpo_loss": ["liger-kernel"],
 }

@@ -69,6 +69,7 @@ def contenders(*, frozen: bool = False) -> dict[str, Maker]:
         "fgrpo": fgrpo_step,
         "eager": eager_step,
         "eager, logging the entropy": lambda batch: eager_step(batch, logs_entropy=True),
+        "eager, completions only": eager_compact_step,
         "trl, every position": lambda batch: trl_step(batch, compact=False),
         "trl, completions only": trl_step,
     }
@@ -135,6 +136,17 @@ def eager_step(batch: Batch, *, logs_entropy: bool = False) -> Step:
                 for row in log_probs:  # a sequence at a time, as trainers do to save memory
                     (row.exp() * row).sum(-1)
         return surrogate(log_probs.gather(-1, batch.targets[..., None]).squeeze(-1), batch)
+
+    return step
+
+
+def eager_compact_step(batch: Batch) -> Step:
+    """Full logits of the completions' rows, the padding left out."""
+    mask, targets = batch.mask, batch.targets[batch.mask]
+
+    def step(hidden: Tensor, weight: Tensor) -> Tensor:
+        logp = (hidden[mask] @ weight.T).float().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+        return surrogate(logp.new_zeros(mask.shape).masked_scatter(mask, logp), batch)
 
     return step
 
