@@ -7,6 +7,7 @@
 #include "buffers.h"
 #include "delta_codec.h"
 #include "gram.h"
+#include "groups.h"
 #include "robust.h"
 #include "softmax.h"
 #include "sparse_delta.h"
@@ -203,15 +204,39 @@ void row_gradients_at(const RowsTuple& logits, std::uintptr_t targets, double te
                   num_threads);
 }
 
+AdvantageScale scale_named(const std::string& name) {
+    if (name == "group") return AdvantageScale::group;
+    if (name == "batch") return AdvantageScale::batch;
+    if (name == "none") return AdvantageScale::none;
+    throw py::value_error("group_advantages: no scale is called " + name);
+}
+
+// Address and number of the float64 rewards; address of as many int64 ids, 0: groups of one size; scale, whether one is
+// left out, eps; addresses of float64 [B], [S], [S] and bool [S].
+void group_advantages_at(
+    const std::tuple<std::uintptr_t, std::size_t>& rewards, std::uintptr_t ids, std::size_t count,
+    const std::tuple<std::string, bool, double>& options,
+    const std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t>& out) {
+    const auto [values, size] = rewards;
+    const auto [scale, leave_one_out, eps] = options;
+    const auto [advantages, mean, std, degenerate] = out;
+    const AdvantageOptions how = {scale_named(scale), leave_one_out, eps};
+    const py::gil_scoped_release released;
+    group_advantages(span_at<const double>(values, size),
+                     {span_at<const std::int64_t>(ids, ids == 0 ? 0 : size), count}, how,
+                     {span_at<double>(advantages, size), span_at<double>(mean, count),
+                      span_at<double>(std, count), span_at<std::uint8_t>(degenerate, count)});
+}
+
 }  // namespace
 }  // namespace fgrpo
 
 PYBIND11_MODULE(_C, module) {
     using namespace fgrpo;
     module.doc() =
-        "The delta codec and the softmax of rows in C++. Use fgrpo_kernels, which takes tensors; here "
-        "everything "
-        "is a buffer or an address.";
+        "The delta codec, the softmax of rows and advantages in C++. Use fgrpo_kernels, which takes tensors; "
+        "here "
+        "everything is a buffer or an address.";
     module.def("encode", &encode_buffers, py::arg("new"), py::arg("base").none(true),
                py::arg("residual").none(true), py::arg("codec"), py::arg("block"), py::arg("rounding"),
                py::arg("seed"), py::arg("scale"), py::arg("codes"), py::arg("scales"),
@@ -241,6 +266,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("row_gradients", &row_gradients_at, py::arg("logits"), py::arg("targets"),
                py::arg("temperature"), py::arg("statistics"), py::arg("grad_logp"), py::arg("grad_entropy"),
                py::arg("out"), py::arg("num_threads"));
+    module.def("group_advantages", &group_advantages_at, py::arg("rewards"), py::arg("ids"), py::arg("count"),
+               py::arg("options"), py::arg("out"));
     module.def("available_threads", &available_threads);
     module.def("simd_levels", &simd_levels);
     module.def("use_simd", &use_simd);

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fgrpo_kernels import reference
+from fgrpo_kernels import native_groups, reference
 from fgrpo_kernels.checks import can_look_at, check_floating, check_positive, check_tensors
 from fgrpo_kernels.derivatives import check_constants
 from fgrpo_kernels.dispatch import uses_triton
@@ -124,6 +124,8 @@ def group_advantages(
         if decoupled:
             return GroupAdvantages(*gpu.normalize_then_sum(*arguments, eps))
         return GroupAdvantages(*gpu.group_advantages_directly(*arguments, scale, baseline, eps))
+    if native_groups.serves(rewards) and not decoupled:
+        return native_groups.group_advantages(rewards, group_ids, num_groups, reward_weights, scale, baseline, eps)
     return reference.group_advantages(
         rewards,
         group_size,

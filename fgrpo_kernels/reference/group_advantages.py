@@ -59,12 +59,12 @@ def group_advantages(
     else:
         group_B = group_ids
 
-    rewards_B = _weighted_sum(rewards_BR, reward_weights)
+    rewards_B = weighted_sum(rewards_BR, reward_weights)
     scored_B = ~rewards_B.isnan()
     group = _statistics(rewards_B, group_B, num_groups)
     whole_B = torch.zeros_like(group_B)
     if multi_objective_aggregation == "normalize_then_sum":
-        sums_B = _weighted_sum(_normalised(rewards_BR, group_B, num_groups, eps), reward_weights)
+        sums_B = weighted_sum(_normalised(rewards_BR, group_B, num_groups, eps), reward_weights)
         batch = _statistics(sums_B, whole_B, 1)
         advantages_B = batch.deviations(sums_B, whole_B) / (batch.std + eps)
         degenerate = _statistics(sums_B, group_B, num_groups).all_equal
@@ -85,7 +85,7 @@ def group_advantages(
     return GroupAdvantages(advantages_B.to(dtype), mean.to(dtype), group.std.to(dtype), degenerate)
 
 
-def _weighted_sum(rewards_BR: Tensor, reward_weights: Tensor | None) -> Tensor:
+def weighted_sum(rewards_BR: Tensor, reward_weights: Tensor | None) -> Tensor:
     """`[B]` weighted sums over the reward functions that apply; NaN where none does."""
     weights_R = rewards_BR.new_ones(rewards_BR.shape[1]) if reward_weights is None else reward_weights.to(rewards_BR)
     return (rewards_BR * weights_R).nansum(1).masked_fill(rewards_BR.isnan().all(1), torch.nan)

@@ -221,10 +221,10 @@ def test_one_op_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["aggregate", "--parameters", "256", "--rounds", "1", "--against", "eager", "--only", "none"]) == 0
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text())
-    assert [r["contender"] for r in content["results"]] == ["fgrpo", "eager"]
+    contenders = ["fgrpo", "eager", "eager, one product"]
+    assert [r["contender"] for r in content["results"]] == contenders
     assert [b["fullname"] for b in content["benchmarks"]] == [
-        "benchmarks/bench_aggregate.py::test_aggregate[none: fgrpo]",
-        "benchmarks/bench_aggregate.py::test_aggregate[none: eager]",
+        f"benchmarks/bench_aggregate.py::test_aggregate[none: {contender}]" for contender in contenders
     ]
     shown = capsys.readouterr().out
     assert f"written: {path}" in shown

@@ -60,7 +60,12 @@ def cases(options: Options) -> Iterator[Case]:
         contenders = {"fgrpo": ours(codec, how=_with_stats), "fgrpo, without stats": ours(codec)}
         yield case(f"{codec}, with stats", data, size, codec, contenders)
     for codec in FLOATS:
-        yield case(codec, data, size, codec, {"fgrpo": ours(codec), "eager": others.eager_mean})
+        contenders = {
+            "fgrpo": ours(codec),
+            "eager": others.eager_mean,
+            "eager, one product": others.eager_product,
+        }
+        yield case(codec, data, size, codec, contenders)
     equal = lambda length=size, clients=CLIENTS: _the_first_only(data(length, clients))  # noqa: E731
     yield case("int4, equal payloads", equal, size, "int4", {"fgrpo": ours("int4")})
     yield from _scaling(data, max(BLOCK, size // 4), options.threads)
