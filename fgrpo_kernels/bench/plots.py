@@ -89,10 +89,10 @@ def _token_logprobs(content: Record, axes: Sequence[Axes]) -> None:
         if limits:
             panel.plot(*zip(*limits, strict=True), "k--", linewidth=1, label="a copy's bandwidth")
         panel.set_xscale("log", base=2)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * panel.get_ylim()[1])  # with room for the legend
         panel.set_xlabel(x)
         panel.set_ylabel("logits read, GB a second")
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, loc="upper center", ncols=3)
 
 
 def _linear_grpo_loss(content: Record, axes: Sequence[Axes]) -> None:
