@@ -51,7 +51,8 @@ def encode_update(new: Tensor, base: Tensor, *, num_threads: int | None = None) 
     """
     new = require_on_cpu("encode_update: new", new, torch.bfloat16)
     base = require_on_cpu("encode_update: base", base, torch.bfloat16)
-    room = torch.empty(_C.update_bound(new.numel()), dtype=torch.uint8)  # memory that is not written costs nothing
+    bound = _C.update_bound(new.numel())
+    room = torch.empty(bound, dtype=torch.uint8, device="cpu")  # memory that is not written costs nothing
     length = _C.encode_update(
         buffer_of(new), buffer_of(base), buffer_of(room), thread_count("encode_update", num_threads)
     )

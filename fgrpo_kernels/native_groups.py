@@ -40,7 +40,7 @@ def group_advantages(
     rewards_B = rewards_B.contiguous()
     advantages_B = torch.empty_like(rewards_B)
     mean, std = (rewards_B.new_empty(num_groups) for _ in range(2))
-    degenerate = torch.empty(num_groups, dtype=torch.bool)
+    degenerate = rewards_B.new_empty(num_groups, dtype=torch.bool)
     _C.group_advantages(
         (rewards_B.data_ptr(), len(rewards_B)),
         0 if group_ids is None else group_ids.data_ptr(),

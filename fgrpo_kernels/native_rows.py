@@ -70,7 +70,7 @@ def write_gradient(
 def _starts(x: Tensor, rows_n: Tensor | None) -> Tensor:
     """int64 `[n]`: where rows of `x` `[..., V]` start, in items, whatever its strides."""
     if rows_n is None:
-        rows_n = torch.arange(x.shape[:-1].numel())
+        rows_n = torch.arange(x.shape[:-1].numel(), device=x.device)
     starts_n = torch.zeros_like(rows_n)
     for along_n, stride in zip(torch.unravel_index(rows_n, x.shape[:-1]), x.stride(), strict=False):
         starts_n += along_n * stride

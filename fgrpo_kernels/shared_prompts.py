@@ -276,14 +276,14 @@ def _parts(rows: list[_Tree], max_tokens: int | None) -> list[list[_Tree]]:
 
 def _batch(rows: list[_Tree], is_chain: bool) -> PrefixBatch:
     R, L = len(rows), max(len(row.tokens) for row in rows)
-    input_ids, position_ids = torch.zeros(R, L, dtype=torch.int64), torch.zeros(R, L, dtype=torch.int64)
-    ends = torch.arange(1, L + 1).repeat(R, 1)
+    input_ids, position_ids = (torch.zeros(R, L, dtype=torch.int64, device="cpu") for _ in range(2))
+    ends = torch.arange(1, L + 1, device="cpu").repeat(R, 1)
     found: list[tuple[int, int, int]] = []  # sequence, token, source
     for r, row in enumerate(rows):
         length = len(row.tokens)
         for whole, part in ((input_ids, row.tokens), (position_ids, row.positions), (ends, row.ends)):
-            whole[r, :length] = torch.tensor(part)
+            whole[r, :length] = torch.tensor(part, device="cpu")
         for sequence, sources in row.sources.items():
             found += [(sequence, t, r * L + source) for t, source in enumerate(sources)]
-    sequences, tokens, sources_N = torch.tensor(sorted(found)).unbind(dim=1)
+    sequences, tokens, sources_N = torch.tensor(sorted(found), device="cpu").unbind(dim=1)
     return PrefixBatch(input_ids, position_ids, ends, sources_N.contiguous(), sequences, tokens, is_chain)

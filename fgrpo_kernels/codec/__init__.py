@@ -210,7 +210,7 @@ def aggregate_with_stats(
         >>> stats.squared_norms, stats.dots_with_mean
         (tensor([ 2., 18.], dtype=torch.float64), tensor([ 4., 12.], dtype=torch.float64))
     """
-    stats = torch.empty(len(encodeds), 2, dtype=torch.float64)
+    stats = torch.empty(len(encodeds), 2, dtype=torch.float64, device="cpu")
     out = _aggregate(encodeds, weights, out, stats, num_threads)
     return out, ClientStats(stats[:, 0].clone(), stats[:, 1].clone())
 
@@ -253,7 +253,8 @@ def gram(
     held, held_others = list(encodeds), None if others is None else list(others)
     payloads = fields_of_all("gram: payload", held)
     columns = None if held_others is None else fields_of_all("gram: other", held_others)
-    products = torch.empty(len(payloads), len(payloads if columns is None else columns), dtype=torch.float64)
+    shape = len(payloads), len(payloads if columns is None else columns)
+    products = torch.empty(shape, dtype=torch.float64, device="cpu")
     _C.gram(payloads, columns, buffer_of(products), thread_count("gram", num_threads))
     return products
 

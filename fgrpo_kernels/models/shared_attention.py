@@ -66,7 +66,7 @@ def _attend(
     outputs = []
     if trunk > 0:
         outputs.append(_sdpa(query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk], None, options))
-    index_L = torch.arange(L)
+    index_L = torch.arange(L, device=ends_L.device)
     for start in range(trunk, L, QUERIES):
         block = slice(start, start + QUERIES)
         at_q = index_L[block, None]
@@ -77,7 +77,7 @@ def _attend(
         sees = (at_k <= at_q) & (at_q < ends_L[at_k])
         if window is not None:
             sees &= positions_L[at_q] - positions_L[at_k] < window
-        mask = torch.zeros(sees.shape, dtype=query.dtype).masked_fill_(~sees, torch.finfo(query.dtype).min)
+        mask = query.new_zeros(sees.shape).masked_fill_(~sees, torch.finfo(query.dtype).min)
         outputs.append(_sdpa(query[:, :, block], key[:, :, at_k], value[:, :, at_k], mask, options))
     return torch.cat(outputs, dim=2).transpose(1, 2)
 

@@ -90,7 +90,7 @@ def rounding_anew(model: nn.Module) -> Iterator[None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
-        off = torch.rand(output.shape, generator=generator).sub_(0.5).mul_(torch.finfo(output.dtype).eps)
+        off = torch.rand(output.shape, generator=generator, device="cpu").sub_(0.5).mul_(torch.finfo(output.dtype).eps)
         return (output.float() * off.add_(1).to(output.device)).to(output.dtype)
 
     hooks = [module.register_forward_hook(hook) for module in model.modules() if next(module.children(), None) is None]
@@ -118,7 +118,7 @@ def can_share_prompts(model: Any, hidden_states: Callable[[dict[str, Any]], Tens
         return False
     window = getattr(config, "sliding_window", None) or 0
     length = window + 4 if window <= 64 else 6  # longer than the window, where trying that is cheap
-    prompt = torch.linspace(1, config.vocab_size - 1, length).long().tolist()
+    prompt = torch.linspace(1, config.vocab_size - 1, length, device="cpu").long().tolist()
     other = prompt[::-1][:5]
     prompts, completions = [prompt, prompt, other, prompt], [other, [*other[:2], *prompt[:3]], other, prompt[:2]]
     device = next(model.parameters()).device

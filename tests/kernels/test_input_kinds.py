@@ -80,6 +80,26 @@ def test_nothing_but_inference_tensors(op):
             torch.testing.assert_close(scalar(op, **given), expected)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter makes tensors of its own where they are made by default")
+@pytest.mark.parametrize("op", LEAVES, ids=lambda op: op.__name__)
+def test_tensors_elsewhere_than_by_default(op):
+    """As after `torch.set_default_device`: what an op makes itself lies where its arguments do."""
+
+    def op_here(**given):
+        with torch.device("meta"):
+            return op(**given)
+
+    right = arguments(op)
+    right |= {name: right[name].clone().requires_grad_() for name in LEAVES[op]}
+    leaves = [right[name] for name in LEAVES[op]]
+    expected = run(op, right)
+    total = scalar(op_here, **right)
+    with torch.device("meta"):
+        got = [total, *(torch.autograd.grad(total, leaves) if leaves else ())]
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e)
+
+
 @pytest.mark.parametrize("op", [op for op in LEAVES if len(LEAVES[op]) > 1], ids=lambda op: op.__name__)
 def test_an_inference_tensor_in_a_product_is_pytorchs_own_error(op):
     """As in `torch.nn.functional.linear`: the gradient of the weight needs the hidden states, which may not be kept."""

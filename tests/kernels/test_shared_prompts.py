@@ -54,6 +54,13 @@ def test_the_example_of_the_module():
     assert batch.sources.tolist() == [1, 3, 4, 1, 3, 5, 1, 2]
 
 
+def test_batches_are_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        (batch,) = share_prompts([[5, 6], [5, 6]], [[7, 8], [7, 9]])
+    assert {x.device.type for x in vars(batch).values() if isinstance(x, torch.Tensor)} == {"cpu"}
+    assert batch.input_ids.tolist() == [[5, 6, 7]]
+
+
 def test_groups_may_lie_anywhere_and_sequences_stay_out():
     prompts, completions = [[1], [2], [1], [2]], [[3, 4], [], [5], [6, 7]]
     (batch,) = share_prompts(prompts, completions, which=[2, 1, 0])
