@@ -35,6 +35,17 @@ def configuration(steps=1, tokens=3, **train):
     )
 
 
+def test_a_loaded_model_is_the_cpus(policy):
+    """Its buffers too, some of which are in no file."""
+    from fgrpo.client.policy import Policy
+
+    here = Policy.load(replace(configuration(), device="cpu")).model
+    there = policy.model.get_base_model()
+    buffers = {name: x.cpu() for name, x in there.named_buffers()}
+    assert buffers.keys() == dict(here.named_buffers()).keys()
+    assert all(torch.equal(buffers[name], x) for name, x in here.named_buffers())
+
+
 def waits(policy, config, together=False):
     """How often local training waits for the device, of one client or of both at once; by what it says."""
     from fgrpo.client.local_training import train_locally

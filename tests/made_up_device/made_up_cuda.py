@@ -17,6 +17,7 @@ import interpreter
 import torch
 from made_up_tensor import DEVICE, WATCH, MadeUpTensor, unwrap, wrap
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 MEMORY_BYTES = 2 << 30  # little, so that nobody asks for sizes that take the host minutes
 PROPERTIES = SimpleNamespace(
@@ -78,6 +79,7 @@ def install() -> None:
     torch.compile = lambda function=None, **_: function if function is not None else lambda f: f
     torch.profiler.profile = LaunchProfile
     torch.Generator = Generator
+    _device_constructors()  # looked up now, before they are wrapped: what `with torch.device(...)` acts on
     for name in FACTORIES + RANDOM:
         setattr(torch, name, on_device(getattr(torch, name)))
     for name in LIKE:
@@ -196,9 +198,10 @@ def like(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(factory)
     def make(tensor: Tensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        there = isinstance(tensor, MadeUpTensor) if device is None else is_made_up(device)
+        if device is not None and not is_made_up(device):
+            return factory(unwrap(tensor), *args, device=device, **kwargs)
         made = factory(unwrap(tensor), *args, **kwargs)
-        return wrap(made) if there else made  # type: ignore[no-any-return]
+        return wrap(made) if device is not None or isinstance(tensor, MadeUpTensor) else made  # type: ignore[no-any-return]
 
     return make
 
