@@ -29,6 +29,8 @@ train-smollm2: $(READY)
 # A file's tests share what is costly to set up; in the interpreter there is nothing of it.
 WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 8 --no-loadscope-reorder
 test: export OMP_NUM_THREADS = 1
+# New memory is never 0 by chance, where glibc gives it out: what reads it before it is written fails each time, not at times.
+test: export MALLOC_PERTURB_ = 1
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --dist worksteal tests/kernels
