@@ -72,6 +72,7 @@ def install() -> None:
     cuda.get_rng_state = lambda *_: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *_: None
     cuda.manual_seed = cuda.manual_seed_all = lambda *_: None
+    torch._C._cuda_getCurrentRawStream = lambda *_: 0  # which bitsandbytes looks up as it is imported
     torch.accelerator.current_accelerator = lambda **_: torch.device("cuda")
     torch.accelerator.current_stream = lambda *_: SimpleNamespace(is_capturing=lambda: False)
     cuda.is_current_stream_capturing = lambda: False
