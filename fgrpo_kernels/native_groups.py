@@ -1,4 +1,4 @@
-"""What `reference.group_advantages` computes, by the C++ core: in one call instead of some sixty.
+"""What `reference.group_advantages` computes, by the C++ core: in one call instead of some ninety.
 
 B completions   R reward functions   S groups
 """

@@ -80,7 +80,6 @@ def test_nothing_but_inference_tensors(op):
             torch.testing.assert_close(scalar(op, **given), expected)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter makes tensors of its own where they are made by default")
 @pytest.mark.parametrize("op", LEAVES, ids=lambda op: op.__name__)
 def test_tensors_elsewhere_than_by_default(op):
     """As after `torch.set_default_device`: what an op makes itself lies where its arguments do."""
